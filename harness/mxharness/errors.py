@@ -1,0 +1,13 @@
+"""The two ways a command can end badly that are not a failed check."""
+
+
+class UserError(Exception):
+    """The caller asked for something that cannot be done.
+
+    The message is one sentence that says what was wrong and what exists; the command line prints it
+    without a traceback and exits 2.
+    """
+
+
+class Unavailable(UserError):
+    """Something the machine lacks: a compiler, a driver, a package, a file. The message says what to install."""

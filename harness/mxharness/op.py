@@ -1,0 +1,145 @@
+"""Records: what is tested (Case, Op), by which rule (Tolerance, Expected), and what came out (Outcome).
+
+Nothing here computes; every module may import it. Shapes use one alphabet throughout the project:
+M tokens, N output features, K contraction length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from hypothesis.strategies import SearchStrategy
+
+    from mxharness.device import Device
+
+Tensors = Mapping[str, "torch.Tensor"]
+
+Gate = Literal["exact", "exact-arithmetic", "predicted", "bound"]
+"""Which rule judged an element.
+
+exact             bit for bit against a reference that rounds once: decoders, packers, gathers
+exact-arithmetic  the inputs are chosen so that every partial sum is exact; any order must give the same bits
+predicted         bit for bit against the model of the tensor core and the declared accumulation order
+bound             |y - reference| <= an a-priori bound, element by element
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One reproducible experiment. `str(case)` is its pytest id; `repr(case)` can be pasted into CASES."""
+
+    op: str
+    shape: tuple[int, ...]
+    """Sizes in the order of the operator's `axes`, for example (M, N, K)."""
+    regime: str = "normal"
+    """Name of the input distribution, see regimes.py."""
+    dtype: str = "bf16"
+    """Activation or output dtype: fp32, bf16 or fp16."""
+    layout: str = "linear"
+    """Packing of the MXFP4 weights, a key of mxfp4.LAYOUTS."""
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    """What else the operator needs, for example ("bias",). Sorted."""
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.shape))
+        layout = () if self.layout == "linear" else (self.layout,)
+        return "-".join((self.op, sizes, self.dtype, self.regime, *layout, *self.options, f"s{self.seed}"))
+
+    def __repr__(self) -> str:
+        parts = [f'"{self.op}"', repr(self.shape)]
+        for name, default in (("regime", "normal"), ("dtype", "bf16"), ("layout", "linear"), ("seed", 0), ("options", ())):
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}".replace("'", '"'))
+        return f"Case({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference for one output tensor."""
+
+    value: torch.Tensor
+    """float64, from the decoded weights and the exact kernel inputs; the output's own dtype where the gate is exact."""
+    magnitude: torch.Tensor | None = None
+    """float64, same shape: the sum of |terms| that the rounding error is proportional to. None: the output is exact."""
+    chain: int = 0
+    """Length n of the longest chain of roundings behind one element, for gamma_n."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an element may be from its reference, and why.
+
+    bound = gamma_n * magnitude + u_out * |reference| * (1 + gamma_n) + eta, with
+    gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability, 2nd ed., section 3.1), u the unit roundoff of
+    the accumulation, u_out and eta unit roundoff and smallest subnormal of the output dtype.
+    An exact operator has unit_roundoff 0: nothing is allowed.
+    """
+
+    why: str
+    """What the roundings are, in words; part of every message."""
+    unit_roundoff: float = 0.0
+    source: str = ""
+    ceiling: float = 0.0
+    """Largest median bound/|reference| of a case that still proves something; past it the case is refused."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One consumer of MXFP4 weights: everything the suites need to judge it."""
+
+    name: str
+    source: str
+    """File name under kernels/."""
+    axes: str
+    """The shape alphabet of its cases, for example "M N K"."""
+    cases: tuple[Case, ...]
+    make_inputs: Callable[[Case], Tensors]
+    """Deterministic and device-independent; CPU tensors."""
+    golden: Callable[[Case, Tensors], Mapping[str, Expected]]
+    launch: Callable[[Device, Case, Tensors], Tensors]
+    """Runs the production kernel on device tensors; the only part that knows grid, block and argument order."""
+    tolerance: Tolerance
+    fuzz: Callable[[], SearchStrategy[Case]]
+    predict: Callable[[Case, Tensors], Tensors] | None = None
+    """The exact bits, from the model of the tensor core; None where the operator has no contraction."""
+    row_axis: str | None = None
+    """Axis along which rows are independent (batch invariance); None where there is none."""
+    row_inputs: tuple[str, ...] = ()
+    """Names of the inputs whose first dimension is that axis."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict on one output set of one case under one gate."""
+
+    case: str
+    """str(Case)."""
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    regime: str
+    device: str
+    """Device class: "host" or "sm_90"."""
+    gate: Gate
+    passed: bool
+    elements: int
+    bad: int
+    """Elements past the gate, NaN and Inf that should not be there included."""
+    nan: int
+    inf: int
+    ratio: float
+    """Largest error / bound; 0 where the gate is bitwise and holds, inf where a bitwise gate fails."""
+    max_ulp: float
+    """Largest distance to the correctly rounded reference, in units in the last place of the output dtype."""
+    nmse: float
+    """Sum of squared errors / sum of squared references."""
+    digest: str
+    """First 16 hex digits of the sha256 over every output's bytes."""
+    message: str
+    """What, where, how bad, what to paste; empty when passed."""

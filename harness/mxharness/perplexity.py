@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mxharness.errors import UserError
 from mxharness.model import backend as backends
 from mxharness.model import llama
-from mxharness.model.likelihood import token_nll
+from mxharness.model.likelihood import window_nll
 from mxharness.model.tokenizer import encode, ids_sha256
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS, Span, select, spans
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from mxharness.text import Text
 
 W = TypeVar("W")
+_OVERFLOW = 700.0  # exp of more is no float64; a broken kernel gets there
+
+
+class NotFiniteError(ArithmeticError):
+    """A scored token has a NaN or infinite log likelihood: the check failed, there is no perplexity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +168,8 @@ def measure(
 
     Raises UserError for an unknown protocol and for a text that gives no window, NotFiniteError for NaN or Inf.
     """
+    import numpy as np
+
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol '{protocol}'; there are {', '.join(PROTOCOLS)}")
     ids = encode(file.vocabulary, text.text)[:tokens]
@@ -175,7 +182,11 @@ def measure(
     model = llama.build(file.config, file.weights, backend)
     batch = batch or (8 if backend.torch_device.type == "cuda" else 1)
     start = time.perf_counter()
-    nll = token_nll(model, ids, chosen, batch=batch, progress=progress)
+    parts = []
+    for span, part in zip(chosen, window_nll(model, ids, chosen, batch=batch, progress=progress), strict=True):
+        _check_finite(part, span, backend)
+        parts.append(part)
+    nll = np.concatenate(parts)
     seconds = time.perf_counter() - start
     mean = float(nll.mean(dtype="float64"))
     return Result(
@@ -190,7 +201,7 @@ def measure(
         windows_available=len(available),
         spans=chosen,
         scored=len(nll),
-        perplexity=math.exp(mean),
+        perplexity=math.exp(mean) if mean < _OVERFLOW else math.inf,
         mean_nll=mean,
         nll=nll,
         tokens_per_second=sum(span.stop - span.start for span in chosen) / seconds,
@@ -209,9 +220,10 @@ def compare(reference: Result, candidate: Result) -> Comparison:
         if ours != theirs:
             values = f": {ours} and {theirs}" if isinstance(ours, str) else f": {len(ours)} and {len(theirs)} windows"
             raise UserError(f"these two results cannot be compared, their {what} differs{values}")
+    change = candidate.mean_nll - reference.mean_nll
     difference = abs(candidate.nll - reference.nll)
     return Comparison(
-        relative=math.expm1(candidate.mean_nll - reference.mean_nll),
+        relative=math.expm1(change) if change < _OVERFLOW else math.inf,
         largest_token=float(difference.max()),
         bitwise=candidate.nll.tobytes() == reference.nll.tobytes(),
     )
@@ -248,3 +260,15 @@ def triple(
         agreement=compare(decoded, kernels),
         cost=compare(original, kernels),
     )
+
+
+def _check_finite(nll: np.ndarray[tuple[int], np.dtype[np.float32]], span: Span, backend: Backend[W]) -> None:
+    import numpy as np
+
+    bad = np.flatnonzero(~np.isfinite(nll))
+    if len(bad):
+        hint = "; fp16 holds activations up to 65504, try bf16" if backend.activations == "fp16" else ""
+        raise NotFiniteError(
+            f"{len(bad)} of {len(nll)} scored tokens of the window at token {span.start} have a NaN or infinite log "
+            f"likelihood, the first is token {span.first + int(bad[0])} ({backend.name}, {backend.weights}{hint})"
+        )

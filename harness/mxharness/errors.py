@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class Unavailable(UserError):
     """Something the machine lacks: a compiler, a driver, a package, a file. The message says what to install."""
+
+
+class KernelFailure(Exception):
+    """A kernel did not end as it should: a barrier not reached by all threads, a fault on the GPU."""

@@ -140,6 +140,8 @@ class Outcome:
     nmse: float
     """Sum of squared errors / sum of squared references."""
     digest: str
-    """First 16 hex digits of the sha256 over every output's bytes."""
+    """First 16 hex digits of the sha256 over every output's bytes; all NaN count as the same."""
+    inputs: str
+    """The same over the inputs: two outcomes with other inputs are not comparable."""
     message: str
     """What, where, how bad, what to paste; empty when passed."""

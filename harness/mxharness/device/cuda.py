@@ -1,0 +1,148 @@
+"""The CUDA device: PyCUDA in torch's primary context. The only module that imports pycuda.
+
+Kernels are compiled by nvcc to a cubin that is cached under a key of source, headers, flags and nvcc version; cubins
+carry no dependence on the driver. The device owns one stream, which is torch's current stream while the device is open,
+so kernels and torch operations are ordered.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mxharness.device.source import Sources, compiled, shipped
+from mxharness.errors import KernelFailure, Unavailable, UserError
+
+FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is one rounding, as on the host device
+
+
+def missing() -> str | None:
+    """What this machine lacks for the CUDA device, with what to install; None where nothing."""
+    if not torch.cuda.is_available():
+        build = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no GPU or driver"
+        return f"no CUDA device: {build}; a GPU run needs an NVIDIA driver and a CUDA build of torch"
+    if importlib.util.find_spec("pycuda") is None:
+        return "the CUDA device needs pycuda; pip install 'mxharness[cuda]' on a machine with nvcc"
+    if nvcc() is None:
+        return "the CUDA device needs nvcc; install the CUDA toolkit and put its bin folder on the PATH"
+    return None
+
+
+def nvcc() -> str | None:
+    """Path of nvcc, None where it is neither on the PATH nor in /usr/local/cuda."""
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+@cache
+def nvcc_version() -> str:
+    """nvcc's own version line."""
+    tool = nvcc()
+    if tool is None:
+        raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
+    lines = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(line for line in lines if "release" in line).strip()
+
+
+def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
+    """Compile kernels/`name` for `architecture` ("sm_90a"); the cached cubin. Works without a GPU.
+
+    Unavailable without nvcc; UserError with the compiler's first error.
+    """
+    key = (name, sources.digest(name), *FLAGS, architecture, nvcc_version())
+    tool = nvcc() or "nvcc"
+
+    def build(out: Path) -> None:
+        folder = sources.folder()
+        command = [tool, "--cubin", "-arch", architecture, *FLAGS, "-I", str(folder), "-o", str(out), str(folder / name)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+            raise UserError(f"kernels/{name} does not compile for {architecture}: {errors[0] if errors else 'no message'}")
+
+    return compiled("cubin", ".cubin", key, build)
+
+
+class CudaDevice:
+    """Runs kernels on torch's current GPU. Launches are asynchronous on the device's own stream."""
+
+    name = "cuda"
+    arithmetic = "tensor-core"
+
+    def __init__(self, sources: Sources) -> None:
+        torch.cuda.init()
+        import pycuda.autoprimaryctx  # joins torch's primary context
+        import pycuda.driver
+
+        self._driver: Any = pycuda.driver
+        self.sources = sources
+        self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        major, minor = torch.cuda.get_device_capability()
+        self.device_class = f"sm_{major}{minor}"
+        self._architecture = "sm_90a" if (major, minor) == (9, 0) else self.device_class
+        self._stream = pycuda.driver.Stream()
+        torch.cuda.set_stream(torch.cuda.ExternalStream(self._stream.handle))
+        self._modules: dict[str, Any] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised contiguous tensor on the GPU."""
+        return torch.empty(shape, dtype=dtype, device=self.torch_device)
+
+    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy on the GPU."""
+        return tensor.to(self.torch_device, copy=True).contiguous()
+
+    def launch(
+        self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
+    ) -> None:
+        """Enqueue the kernel. UserError for a kernel or an argument type that does not exist."""
+        function = self.function(source, kernel)
+        values = [_value(argument) for argument in arguments]
+        whole_block = (*block, *(1,) * (3 - len(block)))
+        function(*values, grid=(*grid, *(1,) * (3 - len(grid))), block=whole_block, stream=self._stream)
+
+    def synchronize(self) -> None:
+        """Wait for the stream; a kernel that failed raises KernelFailure here."""
+        try:
+            self._stream.synchronize()
+        except self._driver.Error as error:
+            raise KernelFailure(f"a kernel failed on the GPU: {error}") from error
+
+    def function(self, source: str, kernel: str) -> Any:
+        """PyCUDA's function object: num_regs, local_size_bytes, shared_size_bytes are readable on it."""
+        if source not in self._modules:
+            cubin = compile_cubin(self.sources, source, self._architecture)
+            self._modules[source] = self._driver.module_from_buffer(cubin.read_bytes())
+        try:
+            return self._modules[source].get_function(kernel)
+        except self._driver.LogicError as error:
+            known = ", ".join(self.sources.kernels(source))
+            raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}") from error
+
+
+def _value(argument: object) -> np.generic:
+    match argument:
+        case torch.Tensor():
+            return np.uintp(argument.data_ptr())
+        case None:
+            return np.uintp(0)
+        case np.int64():
+            return argument
+        case bool() | int():
+            return np.int32(argument)
+        case float():
+            return np.float32(argument)
+    raise UserError(f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}")
+
+
+def open_device(sources: Sources | None = None) -> CudaDevice:
+    """The CUDA device; Unavailable, saying what to install, where it cannot be had."""
+    if reason := missing():
+        raise Unavailable(reason)
+    return CudaDevice(sources or shipped())

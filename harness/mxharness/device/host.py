@@ -1,0 +1,208 @@
+"""The host device: the kernels of kernels/ compiled for the CPU, with a Hopper tensor core's bits.
+
+Each .cu file becomes a shared library (kernels/host/ holds the CUDA execution model) that ctypes loads. Needs a C++17
+compiler (g++ 11 or clang++ 15 and newer) and NVIDIA's header files, from a toolkit or the wheel nvidia-cuda-runtime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mxharness.device.source import Sources, compiled, shipped
+from mxharness.errors import KernelFailure, Unavailable, UserError
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",  # every operator is one rounding, as with nvcc -fmad=false
+    "-fno-strict-aliasing",  # kernels read packed codes and 16-bit pairs as wider words, as CUDA code does
+    "-fPIC",
+    "-shared",
+    "-w",  # NVIDIA's headers and CUDA's pragmas; nvcc is the compiler whose warnings count
+)
+
+
+def missing() -> str | None:
+    """What this machine lacks for the host device, with what to install; None where nothing."""
+    try:
+        compiler()
+        headers()
+    except Unavailable as reason:
+        return str(reason)
+    return None
+
+
+@cache
+def compiler() -> str:
+    """Path of the C++ compiler: $CXX, g++, c++ or clang++. Unavailable where there is none."""
+    for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise Unavailable("the host device needs a C++ compiler; install g++ (apt-get install g++) or set CXX")
+
+
+@cache
+def headers() -> Path:
+    """The folder of cuda_fp16.h: $CUDA_HOME, the wheel nvidia-cuda-runtime, or a toolkit. Unavailable without."""
+    candidates = []
+    if home := os.environ.get("CUDA_HOME"):
+        candidates.append(Path(home) / "include")
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        candidates += [Path(folder) / "cu13" / "include", Path(folder) / "cuda_runtime" / "include"]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parent.parent / "include")
+    candidates.append(Path("/usr/local/cuda/include"))
+    for folder in candidates:
+        if (folder / "cuda_fp16.h").exists() and (folder / "cuda_bf16.h").exists():
+            return folder
+    raise Unavailable(
+        "the host device needs NVIDIA's headers (cuda_fp16.h); pip install 'nvidia-cuda-runtime>=13,<14' 'nvidia-cuda-crt>=13,<14' 'nvidia-cuda-cccl>=13,<14', or set CUDA_HOME"
+    )
+
+
+def _include() -> tuple[str, ...]:
+    return ("-I", str(headers()), "-I", str(headers() / "cccl"))
+
+
+@cache
+def _tool_key() -> tuple[str, ...]:
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    header_size = str((headers() / "cuda_fp16.h").stat().st_size)
+    return (compiler(), version, str(headers()), header_size, _cpu())
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _build(command: list[str], text: str, what: str) -> None:
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+        raise UserError(f"{what} does not compile for the host: {errors[0] if errors else 'no message'}")
+
+
+@cache
+def _runtime(folder: str) -> ctypes.CDLL:
+    source = Path(folder) / "host" / "runtime.cpp"
+    include = ["-I", folder, "-I", str(source.parent), *_include()]
+    command = [compiler(), *FLAGS, "-pthread", *include, str(source)]
+    text = source.read_text() + (source.parent / "cuda_on_cpu.h").read_text()
+    path = compiled("host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp"))
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.cpu_set_threads(len(os.sched_getaffinity(0)))
+    return library
+
+
+def compile_library(sources: Sources, name: str, *, fast: bool) -> Path:
+    """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise."""
+    folder = sources.folder()
+    entries = "".join(
+        f'extern "C" const char* launch_{kernel}(const unsigned* grid, const unsigned* block, void* const* arguments) '
+        f"{{ return cpu::run(grid, block, cpu::Entry<&{kernel}>::body, arguments); }}\n"
+        f'extern "C" const unsigned* sizes_{kernel}() {{ return cpu::Entry<&{kernel}>::sizes; }}\n'
+        for kernel in sources.kernels(name)
+    )
+    text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
+    flags = [*FLAGS, *(["-DCPU_FLOAT32_MMA"] if fast else [])]
+    command = [compiler(), *flags, "-x", "c++", "-I", str(folder), *_include(), "-"]
+    key = (text, sources.digest(name), *flags, *_tool_key())
+    return compiled("host", ".so", key, lambda out: _build([*command, "-o", str(out)], text, f"kernels/{name}"))
+
+
+class HostDevice:
+    """Runs kernels on the CPU. Launches return when the kernel has ended."""
+
+    name = "host"
+    device_class = "host"
+    torch_device = torch.device("cpu")
+
+    def __init__(self, sources: Sources, *, fast: bool) -> None:
+        self.sources = sources
+        self.fast = fast
+        self.arithmetic = "float32" if fast else "tensor-core"
+        self._libraries: dict[str, ctypes.CDLL] = {}
+        _runtime(str(shipped().folder()))
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised contiguous CPU tensor."""
+        return torch.empty(shape, dtype=dtype)
+
+    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous CPU copy."""
+        return tensor.to("cpu", copy=True).contiguous()
+
+    def launch(
+        self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
+    ) -> None:
+        """Run the kernel to its end. UserError for arguments it does not take, KernelFailure for a block that never ends."""
+        library = self._library(source)
+        size_function = getattr(library, f"sizes_{kernel}", None)
+        if size_function is None:
+            raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {', '.join(self.sources.kernels(source))}")
+        size_function.restype = ctypes.POINTER(ctypes.c_uint)
+        values = [_value(argument) for argument in arguments]
+        sizes = size_function()
+        for i, value in enumerate(values):
+            if sizes[i] != ctypes.sizeof(value):
+                raise UserError(f"{kernel}: argument {i} has {ctypes.sizeof(value)} bytes, the kernel takes {sizes[i]}")
+        if sizes[len(values)] != 0:
+            raise UserError(f"{kernel} takes more than the {len(values)} arguments given")
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        function = getattr(library, f"launch_{kernel}")
+        function.restype = ctypes.c_char_p
+        message = function(_three(grid), _three(block), pointers)
+        if message is not None:
+            raise KernelFailure(f"{kernel}: {message.decode()}")
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def _library(self, source: str) -> ctypes.CDLL:
+        if source not in self._libraries:
+            self._libraries[source] = ctypes.CDLL(str(compile_library(self.sources, source, fast=self.fast)))
+        return self._libraries[source]
+
+
+def _three(sizes: tuple[int, ...]) -> ctypes.Array[ctypes.c_uint]:
+    return (ctypes.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
+
+
+def _value(argument: object) -> ctypes._SimpleCData[int] | ctypes._SimpleCData[float] | ctypes._SimpleCData[int | None]:
+    match argument:
+        case torch.Tensor():
+            return ctypes.c_void_p(argument.data_ptr())
+        case None:
+            return ctypes.c_void_p(0)
+        case np.int64():
+            return ctypes.c_int64(int(argument))
+        case bool() | int():
+            return ctypes.c_int32(argument)
+        case float():
+            return ctypes.c_float(argument)
+    raise UserError(f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}")
+
+
+def open_device(sources: Sources | None = None, *, fast: bool = False) -> HostDevice:
+    """The host device; Unavailable, saying what to install, where it cannot be had."""
+    if reason := missing():
+        raise Unavailable(reason)
+    return HostDevice(sources or shipped(), fast=fast)

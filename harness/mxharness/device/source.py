@@ -1,0 +1,103 @@
+"""The kernel texts, and a cache of what was compiled from them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mxharness import paths
+from mxharness.errors import UserError
+
+_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^;{]*?\)\s+)?(\w+)\(')
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every text under kernels/, by relative path; a planted fault is a copy with one text changed."""
+
+    files: tuple[tuple[str, str], ...]
+
+    def text(self, name: str) -> str:
+        """The text of one file; UserError, listing the files, where there is none of that name."""
+        for path, text in self.files:
+            if path == name:
+                return text
+        raise UserError(f"no kernel file '{name}'; there are {', '.join(path for path, _ in self.files)}")
+
+    def replaced(self, name: str, old: str, new: str) -> Sources:
+        """A copy in which `old`, which must occur exactly once in file `name`, is `new`."""
+        text = self.text(name)
+        count = text.count(old)
+        if count != 1:
+            raise UserError(f"the text to replace occurs {count} times in kernels/{name}, it must occur once: {old!r}")
+        return Sources(tuple((path, text.replace(old, new) if path == name else kept) for path, kept in self.files))
+
+    def names(self) -> tuple[str, ...]:
+        """The .cu files."""
+        return tuple(path for path, _ in self.files if path.endswith(".cu"))
+
+    def kernels(self, name: str) -> tuple[str, ...]:
+        """The entry points of one .cu file."""
+        return tuple(_KERNEL.findall(self.text(name)))
+
+    def digest(self, name: str) -> str:
+        """The sha256 over a file and every header it may include."""
+        parts = [text for path, text in self.files if path == name or not path.endswith(".cu")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def folder(self) -> Path:
+        """A folder on disk that holds these texts, for a compiler to read."""
+        if self == shipped():
+            return paths.kernels()
+        digest = hashlib.sha256(repr(self.files).encode()).hexdigest()[:24]
+        target = paths.cache() / "sources" / digest
+
+        def write(folder: Path) -> None:
+            for path, text in self.files:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_text(text)
+
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(dir=target.parent))
+            write(fresh)
+            try:
+                fresh.rename(target)
+            except OSError:  # another process was first; its folder holds the same texts
+                write(target)
+        return target
+
+
+@cache
+def shipped() -> Sources:
+    """The kernels as they are in kernels/."""
+    root = paths.kernels()
+    suffixes = {".cu", ".cuh", ".h", ".cpp"}
+    found = sorted(path for path in root.rglob("*") if path.suffix in suffixes)
+    return Sources(tuple((path.relative_to(root).as_posix(), path.read_text()) for path in found))
+
+
+def compiled(kind: str, suffix: str, key: tuple[str, ...], build: Callable[[Path], None]) -> Path:
+    """The cached file for `key`, made by `build(path)` when it is not there; written atomically.
+
+    kind names the cache's subfolder. Concurrent callers may build twice; each result is complete.
+    """
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+    target = paths.cache() / kind / f"{digest}{suffix}"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(suffix=suffix, dir=target.parent)
+    os.close(handle)
+    try:
+        build(Path(temporary))
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return target

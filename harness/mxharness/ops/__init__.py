@@ -1,0 +1,17 @@
+"""Every consumer of MXFP4 weights. Adding one: a .cu, a module here, a name in OPS."""
+
+from __future__ import annotations
+
+from mxharness.errors import UserError
+from mxharness.op import Op
+from mxharness.ops import dequant, gemm, mma, quantize
+
+OPS: tuple[Op, ...] = (quantize.OP, dequant.OP, mma.OP, gemm.OP)
+
+
+def find(name: str) -> Op:
+    """The operator called `name`; UserError, listing what exists, where there is none."""
+    for op in OPS:
+        if op.name == name:
+            return op
+    raise UserError(f"no operator '{name}'; there are {', '.join(op.name for op in OPS)}")

@@ -1,0 +1,101 @@
+"""Dequantise: y = code * 2^(scale - 127), rounded once to the output dtype.
+
+Exact in every cell: 16 codes, 256 scale bytes, three dtypes. Cases in another layout go through mxfp4.from_layout
+first; their bytes are packed by the independent packer of golden.py, so a layout read wrongly shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from mxharness import golden as reference
+from mxharness import mxfp4, regimes
+from mxharness.device import Device
+from mxharness.errors import UserError
+from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.ops.inputs import check_tensors, check_weights
+
+KERNELS = {torch.float32: "dequant_fp32", torch.bfloat16: "dequant_bf16", torch.float16: "dequant_fp16"}
+DTYPES = ("fp32", "bf16", "fp16")
+
+CASES = (
+    *(Case("dequant", (256, 64), regime="cells", dtype=dtype) for dtype in DTYPES),
+    *(Case("dequant", (3, K), regime="codes", dtype=dtype) for K in (1, 8, 31, 33, 45, 72, 2880) for dtype in DTYPES),
+    *(Case("dequant", (4, 96), regime="codes", dtype="fp32", layout=layout) for layout in mxfp4.LAYOUTS if layout != "linear"),
+    Case("dequant", (300, 100), regime="codes"),  # rows that are not 16-byte aligned, more than one thread block
+)
+
+
+def make_inputs(case: Case) -> Tensors:
+    """The bytes of (R, Kp) blocks in the case's layout: data, and scales where they lie apart."""
+    R, K = case.shape
+    codes, scales = regimes.blocks(case, (R, -(-K // 32) * 32))
+    data, separate = reference.pack(mxfp4.unpack(codes), scales, case.layout)
+    return {"data": data} if separate is None else {"data": data, "scales": separate}
+
+
+def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
+    """y (R, K): the exact value, rounded once."""
+    R, K = case.shape
+    codes, scales = regimes.blocks(case, (R, -(-K // 32) * 32))  # what make_inputs packed
+    exact = reference.decode(mxfp4.unpack(codes), scales)[:, :K]
+    # float64 -> float32 is exact here up to overflow, so the next rounding is the only one.
+    return {"y": Expected(exact.to(torch.float32).to(regimes.DTYPES[case.dtype]))}
+
+
+def dequantize(
+    device: Device, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32, K: int | None = None
+) -> torch.Tensor:
+    """Run the kernel: codes (R, Kp/2), scales (R, Kp/32) uint8 -> y (R, K) float32, bf16 or fp16.
+
+    K defaults to Kp. UserError for shapes that do not belong together, other dtypes, or misaligned tensors.
+    """
+    check_weights(codes, scales)
+    check_tensors(device, codes=codes, scales=scales)
+    if dtype not in KERNELS:
+        raise UserError(f"dequantize gives float32, bfloat16 or float16, not {dtype}")
+    R, padded = codes.shape[0], codes.shape[1] * 2
+    K = padded if K is None else K
+    if not padded - mxfp4.BLOCK < K <= padded:
+        raise UserError(f"K = {K} does not fit codes of {padded} columns; it must be in {padded - 31}..{padded}")
+    y = device.empty((R, K), dtype)
+    threads = R * -(-K // 8)
+    device.launch("dequant.cu", KERNELS[dtype], (-(-threads // 256),), (256,), y, codes, scales, np.int64(R), K)
+    return y
+
+
+def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
+    """Linear codes from the case's layout, then the kernel."""
+    codes, scales = mxfp4.from_layout(mxfp4.Packed(inputs["data"], inputs.get("scales")), case.layout)
+    return {"y": dequantize(device, codes, scales, regimes.DTYPES[case.dtype], case.shape[1])}
+
+
+def fuzz() -> st.SearchStrategy[Case]:
+    """Any rows and columns, every layout and dtype."""
+    return st.builds(
+        lambda R, K, dtype, layout, seed: Case("dequant", (R, K), regime="codes", dtype=dtype, layout=layout, seed=seed),
+        st.integers(1, 20),
+        st.integers(1, 200),
+        st.sampled_from(DTYPES),
+        st.sampled_from(tuple(mxfp4.LAYOUTS)),
+        st.integers(0, 10_000),
+    )
+
+
+OP = Op(
+    name="dequant",
+    source="dequant.cu",
+    axes="R K",
+    cases=CASES,
+    make_inputs=make_inputs,
+    golden=golden,
+    launch=launch,
+    tolerance=Tolerance(why="every decoded value is exact or rounded once", source="OCP MX 1.0, sections 5.3.3 and 5.4.1"),
+    fuzz=fuzz,
+    row_axis="R",
+    row_inputs=("data", "scales"),
+)

@@ -1,0 +1,81 @@
+// The CUDA execution model on a CPU, as far as the kernels of this project use it.
+//
+// Included before a .cu file when that file is compiled with g++ or clang++. A grid's blocks are spread over
+// operating-system threads; the threads of one block are fibers that run until they reach a barrier or a
+// warp-wide operation. The kernel text stays as it is: __shared__, threadIdx, __syncthreads and the wrappers of
+// warp.cuh and mma.cuh mean here what they mean on the GPU, except that
+//   - a thread that returns while others wait at __syncthreads is an error, not undefined behaviour;
+//   - all 32 lanes must take part in a warp-wide operation.
+// The scheduler is in runtime.cpp, compiled once and shared by all kernels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace cpu {
+
+struct Thread {  // the CUDA thread that the running fiber executes
+    uint3 thread_index, block_index;
+    dim3 block_size, grid_size;
+    int lane, warp;
+};
+
+extern thread_local Thread* self;
+
+// Waits until every thread of the block has arrived.
+void barrier();
+
+// One warp-wide operation: each lane deposits `mine`; the last of the 32 to arrive runs `compute` on all 32
+// deposits, in lane order; then every lane goes on.
+using Compute = void (*)(void* const* deposits);
+void warp_collective(void* mine, Compute compute);
+
+// Runs `body(arguments)` for every thread of the grid. Returns nullptr, or what went wrong.
+using Body = void (*)(void* const* arguments);
+const char* run(const unsigned grid[3], const unsigned block[3], Body body, void* const* arguments);
+
+// Calls a kernel with the values that `arguments` points to, as cuLaunchKernel does.
+template <auto kernel> struct Entry;
+template <class... Parameters, void (*kernel)(Parameters...)> struct Entry<kernel> {
+    template <std::size_t... i> static void unpack(void* const* arguments, std::index_sequence<i...>) {
+        kernel(*static_cast<std::remove_const_t<Parameters>*>(arguments[i])...);
+    }
+    static void body(void* const* arguments) { unpack(arguments, std::index_sequence_for<Parameters...>{}); }
+    static constexpr unsigned sizes[] = {sizeof(Parameters)..., 0};  // in bytes, zero-terminated
+};
+
+}  // namespace cpu
+
+#undef __shared__
+#undef __restrict__
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+#define threadIdx (cpu::self->thread_index)
+#define blockIdx (cpu::self->block_index)
+#define blockDim (cpu::self->block_size)
+#define gridDim (cpu::self->grid_size)
+#define __syncthreads() cpu::barrier()
+
+// CUDA's intrinsics that have no host version, with the same results. Contraction is off (-ffp-contract=off),
+// so a plain operator is one correctly rounded operation.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+template <class T> inline T min(T a, T b) { return b < a ? b : a; }
+template <class T> inline T max(T a, T b) { return a < b ? b : a; }
+inline unsigned __float_as_uint(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
+inline float __uint_as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+// Picks four bytes of the eight in (y, x), x the low half; each selector nibble is 0..7.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const std::uint64_t bytes = (static_cast<std::uint64_t>(y) << 32) | x;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i)
+        result |= static_cast<unsigned>((bytes >> (8 * ((selector >> (4 * i)) & 7))) & 0xff) << (8 * i);
+    return result;
+}

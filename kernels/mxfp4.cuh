@@ -1,0 +1,73 @@
+// MXFP4 (OCP Microscaling Formats 1.0): the project's one decoder and one encoder.
+//
+// A block is 32 E2M1 codes (sign, 2 exponent bits, 1 mantissa bit) and one E8M0 byte s, value 2^(s - 127);
+// s = 255 is NaN. Codes are packed two a byte, low nibble first ("linear"): codes (rows, K/2), scales (rows, K/32).
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+constexpr int MX_BLOCK = 32;
+
+// Type-generic views of a pair of 16-bit values in one register, element 0 in the low half.
+template <class T> struct Pair;
+
+// The magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6 as bfloat16 and half, split into tables of their low and high bytes.
+template <> struct Pair<__nv_bfloat16> {
+    static constexpr unsigned low[2] = {0xC0800000u, 0xC0804000u}, high[2] = {0x3F3F3F00u, 0x40404040u};
+};
+template <> struct Pair<__half> {
+    static constexpr unsigned low[2] = {0, 0}, high[2] = {0x3E3C3800u, 0x46444240u};
+};
+
+// The two codes of one byte, low nibble first, as a pair of T: exact, -0 kept.
+template <class T> __device__ inline std::uint32_t decode_byte(std::uint32_t byte) {
+    const std::uint32_t first = byte & 7, second = (byte >> 4) & 7;
+    const std::uint32_t low = __byte_perm(Pair<T>::low[0], Pair<T>::low[1], first | (second << 8));
+    const std::uint32_t high = __byte_perm(Pair<T>::high[0], Pair<T>::high[1], (first << 4) | (second << 12));
+    return low | high | ((byte & 0x08) << 12) | ((byte & 0x80) << 24);
+}
+
+// 2^(s - 127); 2^-127 is subnormal in float32; 255 is NaN.
+__device__ inline float decode_scale(std::uint32_t s) {
+    if (s == 0) return __uint_as_float(0x00400000u);
+    if (s == 255) return __uint_as_float(0x7fffffffu);
+    return __uint_as_float(s << 23);
+}
+
+// A bfloat16 pair of codes times its scale. Every product is a bfloat16 number, so cutting off the low half of the
+// float32 product is exact; past 2^128 (s = 253 with 4 and 6, s = 254 with 2 and more) it is Inf.
+__device__ inline std::uint32_t scale_pair(std::uint32_t pair, float scale) {
+    const float first = __fmul_rn(__uint_as_float(pair << 16), scale);
+    const float second = __fmul_rn(__uint_as_float(pair & 0xffff0000u), scale);
+    return (__float_as_uint(first) >> 16) | (__float_as_uint(second) & 0xffff0000u);
+}
+
+enum ScaleRule { SCALE_FLOOR = 0, SCALE_EVEN = 1, SCALE_RCEIL = 2, SCALE_CEIL = 3 };
+enum TieRule { TIE_EVEN = 0, TIE_ZERO = 1, TIE_AWAY = 2 };
+
+// The scale byte of a block whose largest magnitude is `amax` (finite). From the bits: log2f is one too high for
+// up to 44 ulps under a power of two. A subnormal amax has exponent field 0, and byte 0 is right for it.
+__device__ inline int encode_scale(float amax, int rule) {
+    const std::uint32_t bits = __float_as_uint(amax), mantissa = bits & 0x007fffffu;
+    int byte = static_cast<int>(bits >> 23) - 2;                    // floor(log2 amax) - 2, biased
+    if (rule == SCALE_EVEN) byte += mantissa >= 0x00600000u;        // 1.75: the round-half-even midpoint of E2M1
+    if (rule == SCALE_RCEIL) byte += mantissa > 0x00400000u;        // past 1.5 = 6 / 4
+    if (rule == SCALE_CEIL) byte += mantissa > 0;
+    return byte > 0 ? byte : 0;
+}
+
+// The E2M1 code of x / 2^(s - 127), saturating at 6. The sign bit is kept, also of zero and of what rounds to it.
+__device__ inline std::uint32_t encode(float x, int s, int rule) {
+    const float inverse = __uint_as_float(static_cast<std::uint32_t>(254 - s) << 23);  // s <= 253
+    const float a = __fmul_rn(__uint_as_float(__float_as_uint(x) & 0x7fffffffu), inverse);
+    const bool up = rule == TIE_AWAY, even = rule == TIE_EVEN;
+    // A tie goes up, or to the neighbour with an even code.
+    const std::uint32_t magnitude = (up ? a >= 0.25f : a > 0.25f) + (up || even ? a >= 0.75f : a > 0.75f) +
+                                    (up ? a >= 1.25f : a > 1.25f) + (up || even ? a >= 1.75f : a > 1.75f) +
+                                    (up ? a >= 2.5f : a > 2.5f) + (up || even ? a >= 3.5f : a > 3.5f) +
+                                    (up ? a >= 5.0f : a > 5.0f);
+    return magnitude | (__float_as_uint(x) >> 31 << 3);
+}

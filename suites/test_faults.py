@@ -1,0 +1,14 @@
+"""Planted bugs of other projects: each is caught, by the check that should see it first."""
+
+from __future__ import annotations
+
+import pytest
+
+from mxharness.faults import FAULTS, run_fault
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_caught(fault, device):
+    result = run_fault(fault, device.name)
+    assert result.caught, f"{fault.name} survived {result.checks} checks: {fault.symptom}"
+    assert result.detector == fault.detector

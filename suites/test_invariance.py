@@ -1,0 +1,38 @@
+"""The same bits again: run to run, whatever the output buffer held before, and whatever else is in the batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from mxharness.execution import execute
+from mxharness.judge import digest
+from mxharness.ops import OPS
+
+ROWS = (1, 2, 7, 8, 9, 16, 33, 64)
+"""Batch sizes to cut a case down to: both sides of every switch between kernels."""
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_repeatable(op, device):
+    for case in op.cases:
+        inputs = op.make_inputs(case)
+        digests = {digest(execute(op, case, device, inputs, poison=poison).outputs) for poison in (0xFF, 0x00, 0x55)}
+        assert len(digests) == 1, f"{case}: outputs differ between runs, or some element is never written: {case!r}"
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.row_axis], ids=lambda op: op.name)
+def test_rows_do_not_depend_on_the_batch(op, device):
+    compared = 0
+    for case in op.cases:
+        inputs = op.make_inputs(case)
+        whole = execute(op, case, device, inputs).outputs
+        rows = next(iter(whole.values())).shape[0]
+        for count in (count for count in ROWS if count < rows):
+            for first in {0, rows - count}:
+                here = slice(first, first + count)
+                part = {name: tensor[here].clone() if name in op.row_inputs else tensor for name, tensor in inputs.items()}
+                alone = execute(op, case, device, part).outputs
+                same = digest(alone) == digest({name: tensor[here] for name, tensor in whole.items()})
+                assert same, f"{case}: {op.row_axis} {first} to {first + count - 1} differ alone and in the batch: {case!r}"
+                compared += 1
+    assert compared > 0

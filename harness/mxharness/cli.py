@@ -1,0 +1,60 @@
+"""The command line. Exit codes: 0 pass, 1 mismatch, 2 usage or something missing.
+
+Nothing heavy is imported here or at the top of a command's module, so `--help` needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mxharness import __version__
+from mxharness.commands import common
+from mxharness.commands.baseline import baseline
+from mxharness.commands.checks import faults, probe
+from mxharness.commands.look import info, list_
+from mxharness.commands.perplexity import fetch, perplexity
+from mxharness.commands.report import report
+from mxharness.commands.run import run
+from mxharness.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="mxharness")
+def commands() -> None:
+    """Numerical validation and regression harness for MXFP4 kernels.
+
+    `mxharness run` validates every kernel on the best device present and writes a report. Each command takes
+    --json. Exit codes: 0 pass, 1 mismatch, 2 usage or something missing.
+    """
+
+
+for command in (run, list_, info, fetch, perplexity, baseline, faults, probe, report):
+    commands.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments` (default: the process's own) and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments  # looked up here because a parse error comes before the option's value is known
+    try:
+        code = commands.main(args=arguments, prog_name="mxharness", standalone_mode=False)
+    except click.ClickException as error:
+        if as_json:
+            common.print_json({"error": error.format_message()})
+        else:
+            error.show()
+        code = common.USAGE
+    except (UserError, ModuleNotFoundError) as error:
+        message = str(error) if isinstance(error, UserError) else common.missing_package(error)
+        if as_json:
+            common.print_json({"error": message})
+        else:
+            click.echo(f"mxharness: {message}", err=True)
+        code = common.USAGE
+    except click.Abort:
+        click.echo("mxharness: interrupted", err=True)
+        code = 130
+    sys.exit(code)

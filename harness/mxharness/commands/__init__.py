@@ -1,0 +1,1 @@
+"""The commands of `mxharness`: one module per group, thin, heavy imports inside the functions."""

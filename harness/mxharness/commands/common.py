@@ -1,0 +1,88 @@
+"""What the commands share: exit codes, options, JSON and tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mxharness.errors import UserError
+
+PASS, MISMATCH, USAGE = 0, 1, 2
+
+_INSTALL = {
+    "torch": "pip install torch==2.13.0 (on a machine without a GPU add --index-url https://download.pytorch.org/whl/cpu)",
+    "pycuda": "pip install 'mxharness[cuda]'",
+    **dict.fromkeys(
+        ("datasets", "gguf", "huggingface_hub", "safetensors", "tokenizers"), "pip install 'mxharness[model]'"
+    ),
+    **dict.fromkeys(("accelerate", "transformers", "xdist"), "pip install 'mxharness[test]'"),
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "host", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where kernels run. auto: cuda where a GPU, a driver, pycuda and nvcc are present, else host.",
+)
+out_settings: dict[str, Any] = {
+    "type": click.Path(path_type=Path, file_okay=False),
+    "default": Path("mxharness-out"),
+    "show_default": True,
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Turn a failed import of a known package into one sentence; re-raise any other, which is a bug of ours."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _INSTALL:
+        raise error
+    return f"mxharness needs {name}: {_INSTALL[name]}"
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  whatever a record holds
+    """`value` with what JSON cannot say said otherwise: inf and nan as strings, paths as strings, tuples as lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document on standard output."""
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on standard output; rows that do not fit the terminal are folded, never cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    click.secho(title, bold=True)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console()
+    console.print(table)
+    console.print()
+
+
+def folder(path: Path) -> Path:
+    """`path` as an existing folder that can be written to. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{path}': {error.strerror}") from error
+    return path

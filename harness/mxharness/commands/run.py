@@ -1,0 +1,119 @@
+"""`mxharness run`: the main job."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mxharness.commands import common
+from mxharness.commands.running import RECORD, Request, execute, require_baseline, write_report
+
+if TYPE_CHECKING:
+    from mxharness.drift import Comparison
+    from mxharness.record import RunRecord
+
+
+@click.command()
+@common.device_option
+@click.option("--op", "ops", metavar="NAME", multiple=True, help="Only this operator; may be given several times.")
+@click.option("--out", **common.out_settings, help="Where run.json and report.html go.")
+@click.option("--quick", is_flag=True, help="Fewer cases and shorter fuzzing; the verdict says so.")
+@click.option("-k", "expression", default="", metavar="EXPR", help="Only checks that match, as in pytest -k.")
+@click.option("-n", "workers", default="", metavar="N|auto", help="Worker processes (needs pytest-xdist).")
+@click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
+@click.option("--no-perplexity", is_flag=True, help="Leave the model out.")
+@click.option(
+    "--perplexity-windows",
+    "windows",
+    type=click.IntRange(min=1),
+    help="How many windows of text the model reads.  [default: 8 on the host, 64 on a GPU]",
+)
+@click.option("--baseline", "baseline_name", metavar="[CLASS/]NAME", help="Fail on drift from this baseline, too.")
+@common.json_option
+def run(
+    *,
+    device: str,
+    ops: tuple[str, ...],
+    out: Path,
+    quick: bool,
+    expression: str,
+    workers: str,
+    model: str,
+    no_perplexity: bool,
+    windows: int | None,
+    baseline_name: str | None,
+    as_json: bool,
+) -> int:
+    """Validate every kernel and a model; write a report.
+
+    Takes the best device present. Exits 0 when everything passed, 1 on any mismatch, 2 when it cannot run.
+    """
+    from mxharness import drift, record
+
+    request = Request(
+        device=device,
+        out=out,
+        ops=ops,
+        quick=quick,
+        expression=expression,
+        workers=workers,
+        model=None if no_perplexity else model,
+        windows=windows,
+        quiet=as_json,
+    )
+    found = execute(request, require_baseline(baseline_name) if baseline_name else None)
+    comparison = drift.compare(baseline_name, found) if baseline_name else None
+    report = write_report(found, out, comparison)
+    verdict = record.verdict(found)
+    passed = verdict.passed and (comparison is None or comparison.passed)
+    if as_json:
+        common.print_json(
+            {
+                "passed": passed,
+                "verdict": verdict.first_line,
+                "reasons": list(verdict.reasons),
+                "selected": found.selected,
+                "executed": found.executed,
+                "device_class": found.device_class,
+                "seconds": found.seconds,
+                "perplexity": list(found.perplexity),
+                "skipped": [dataclasses.asdict(skip) for skip in found.skipped],
+                "baseline": comparison.first_line if comparison else None,
+                "record": out / RECORD,
+                "report": report,
+            }
+        )
+    else:
+        print_summary(found, comparison)
+        click.echo(f"record: {out / RECORD}\nreport: {report}")
+    return common.PASS if passed else common.MISMATCH
+
+
+def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
+    """Print the outcomes by operator and gate, the model, what was skipped, and the verdict."""
+    from mxharness import record
+
+    groups: dict[tuple[str, str], list[bool]] = {}
+    largest: dict[tuple[str, str], float] = {}
+    for outcome in found.outcomes:
+        place = (outcome.op, outcome.gate)
+        groups.setdefault(place, []).append(record.is_right(outcome))
+        largest[place] = max(largest.get(place, 0.0), outcome.ratio)
+    common.print_table(
+        f"Checks on {found.device_class}",
+        ("operator", "gate", "right", "of", "largest error / bound"),
+        [(op, gate, sum(right), len(right), f"{largest[op, gate]:.3g}") for (op, gate), right in groups.items()],
+    )
+    if found.perplexity:
+        columns = ("name", "text", "protocol", "weights", "activations", "perplexity")
+        common.print_table("Perplexity", columns, [[row.get(name, "") for name in columns] for row in found.perplexity])
+    for row in found.perplexity:
+        click.echo(f"{row['message']}\n")
+    if found.skipped:
+        common.print_table("Skipped", ("what", "why"), [(skip.what, skip.why) for skip in found.skipped])
+    click.echo(record.verdict(found).first_line)
+    if comparison:
+        click.echo(comparison.first_line)

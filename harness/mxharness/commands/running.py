@@ -1,0 +1,167 @@
+"""What `run` and `baseline` share: the suites in a pytest of their own, a model, the record, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mxharness import paths
+from mxharness.commands import common
+from mxharness.errors import UserError
+
+if TYPE_CHECKING:
+    from mxharness.drift import Comparison
+    from mxharness.record import Labelled, RunRecord, Skip
+
+RECORD = "run.json"
+REPORT = "report.html"
+HOST_WINDOWS = 8
+"""Windows of text on the host device: minutes on two cores, and enough to see a kernel's difference."""
+
+_USAGE, _NOTHING = 4, 5  # pytest's exit codes for bad arguments and for an empty selection
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one run is asked to do."""
+
+    device: str = "auto"
+    out: Path = Path("mxharness-out")
+    ops: tuple[str, ...] = ()
+    """Names of operators; empty: all."""
+    expression: str = ""
+    """pytest's -k."""
+    quick: bool = False
+    workers: str = ""
+    """pytest-xdist's -n; empty: one process."""
+    model: str | None = "smollm2"
+    """None: no perplexity."""
+    windows: int | None = None
+    """None: HOST_WINDOWS on the host device, perplexity.py's default on a GPU."""
+    quiet: bool = False
+    """Progress goes to standard error, because standard output carries JSON."""
+
+
+def execute(request: Request, check: Callable[[str], None] | None = None) -> RunRecord:
+    """Run the suites and the model, write run.json and return what it holds.
+
+    check: called with the device class before anything long, to refuse what would be refused at the end.
+
+    Raises UserError for an unknown operator, a selection that is empty, and a device that is not there.
+    """
+    from mxharness import record
+    from mxharness.device import open_device
+    from mxharness.ops import find
+
+    for name in request.ops:
+        find(name)
+    opened = open_device(request.device)
+    if check:
+        check(opened.device_class)
+    common.folder(request.out)
+    started = time.monotonic()
+    found = _suites(request, opened.name)
+    rows, skipped = _perplexity(request, opened.name)
+    found = dataclasses.replace(
+        found,
+        command=shlex.join(("mxharness", *sys.argv[1:])),
+        filters=_filters(request),
+        perplexity=rows,
+        skipped=(*found.skipped, *skipped),
+        seconds=time.monotonic() - started,
+    )
+    record.save(found, request.out / RECORD)
+    return found
+
+
+def require_baseline(name: str) -> Callable[[str], None]:
+    """A check for `execute` that baseline NAME or CLASS/NAME exists and can be read."""
+
+    def check(device_class: str) -> None:
+        from mxharness import baseline
+
+        named, _, plain = name.rpartition("/")
+        baseline.load(named or device_class, plain)
+
+    return check
+
+
+def write_report(found: RunRecord, out: Path, comparison: Comparison | None = None) -> Path:
+    """Write report.html into `out` and return its path."""
+    from mxharness import report
+
+    path = out / REPORT
+    report.write(found, path, comparison)
+    return path
+
+
+def pytest_arguments(request: Request, device: str) -> list[str]:
+    """Arguments that run the suites with the same node ids in a checkout and from a wheel, in any working directory."""
+    root = str(paths.root())
+    arguments = ["-c", os.devnull, "--rootdir", root, "--confcutdir", root, "--import-mode=importlib"]
+    arguments += ["-p", "mxharness.plugin", "-p", "no:cacheprovider", "--strict-markers", "-q"]
+    arguments += ["--device", device, "--report", str(request.out.absolute())]
+    arguments += [f"--op={name}" for name in request.ops]
+    if request.quick:
+        arguments.append("--quick")
+    if request.expression:
+        arguments += ["-k", request.expression]
+    if request.workers:
+        arguments += ["-n", request.workers]
+    return [*arguments, "--ignore", str(paths.suites() / "meta"), str(paths.suites())]
+
+
+def _suites(request: Request, device: str) -> RunRecord:
+    """The suites' record, from a pytest in a process of its own that reads no configuration but ours."""
+    from mxharness import record
+
+    path = request.out / RECORD
+    path.unlink(missing_ok=True)
+    done = subprocess.run(
+        # -P keeps the working directory off sys.path
+        (sys.executable, "-P", "-m", "pytest", *pytest_arguments(request, device)),
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        stdout=sys.stderr if request.quiet else None,
+        check=False,
+    )
+    if done.returncode == _NOTHING:
+        raise UserError(f"nothing to run: no check matches {' '.join(_filters(request)) or 'the selection'}")
+    if done.returncode == _USAGE:
+        raise UserError("pytest refused its arguments; its own message is above")
+    if not path.is_file():
+        raise UserError(f"the suites ended with code {done.returncode} and left no record; pytest's output says why")
+    return record.load(path)
+
+
+def _filters(request: Request) -> tuple[str, ...]:
+    """What narrowed the run, as it was typed."""
+    filters = [f"--op {name}" for name in request.ops]
+    if request.quick:
+        filters.append("--quick")
+    if request.expression:
+        filters.append(f"-k {shlex.quote(request.expression)}")
+    return tuple(filters)
+
+
+def _perplexity(request: Request, device: str) -> tuple[tuple[Labelled, ...], tuple[Skip, ...]]:
+    """The model's rows, or why there are none."""
+    from mxharness.record import Skip
+
+    if request.model is None:
+        return (), (Skip("perplexity", "left out by --no-perplexity", asked=True),)
+    from mxharness.commands.perplexity import row_of_run
+
+    windows = request.windows or (HOST_WINDOWS if device == "host" else None)
+    try:
+        return (row_of_run(request.model, device, windows),), ()
+    except (UserError, ModuleNotFoundError) as error:
+        why = str(error) if isinstance(error, UserError) else common.missing_package(error)
+        return (), (Skip("perplexity", why),)

@@ -1,0 +1,138 @@
+"""The command line: help without heavy packages, exit codes, one-sentence errors, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mxharness import cli
+
+COMMANDS = (
+    (),
+    *((name,) for name in sorted(cli.commands.commands)),
+    *(("baseline", name) for name in ("create", "compare", "list")),
+)
+
+HEAVY = ("torch", "numpy", "pandas", "matplotlib", "jinja2", "rich", "hypothesis", "pycuda", "datasets", "pytest")
+
+# Runs the command line where importing any package named in the first argument fails.
+BLOCKED = """
+import sys
+names = sys.argv[1].split(",")
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from mxharness.cli import main
+main(sys.argv[2:])
+"""
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `mxharness ARGUMENTS`, run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    code = ended.value.code
+    assert isinstance(code, int)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def blocked(packages: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mxharness ARGUMENTS` in a process of its own without `packages`."""
+    command = (sys.executable, "-P", "-c", BLOCKED, ",".join(packages), *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "-".join(command) or "top")
+def test_help_describes_every_option(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = outcome(capsys, *command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: {' '.join(('mxharness', *command))}")
+    assert "--help" in out
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c and c != ("baseline",)], ids="-".join)
+def test_every_command_takes_json(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--json" in outcome(capsys, *command, "--help")[1]
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    help_, version = blocked(HEAVY, "run", "--help"), blocked(HEAVY, "--version")
+    assert (help_.returncode, version.returncode) == (0, 0), help_.stderr + version.stderr
+    assert "--device" in help_.stdout
+    assert version.stdout.startswith("mxharness, version ")
+
+
+def test_missing_torch_is_one_sentence_that_says_what_to_install() -> None:
+    plain, as_json = blocked(("torch",), "list"), blocked(("torch",), "list", "--json")
+    assert (plain.returncode, as_json.returncode) == (2, 2), plain.stderr
+    assert plain.stdout == ""
+    assert plain.stderr.startswith("mxharness: mxharness needs torch: pip install torch==")
+    assert plain.stderr.count("\n") == 1
+    assert json.loads(as_json.stdout)["error"].startswith("mxharness needs torch: pip install torch==")
+
+
+def test_info_works_without_torch_and_says_that_it_is_missing() -> None:
+    found = blocked(("torch",), "info", "--json")
+    assert found.returncode == 0, found.stderr
+    assert all("needs torch: pip install" in device["missing"] for device in json.loads(found.stdout)["devices"])
+
+
+BAD_INPUT = {
+    "unknown command": (("frobnicate",), "No such command 'frobnicate'"),
+    "unknown device": (("run", "--device", "tpu"), "'tpu' is not one of 'auto', 'host', 'cuda'"),
+    "unknown operator": (("run", "--op", "nothing"), "no operator 'nothing'; there are "),
+    "no windows": (("run", "--perplexity-windows", "0"), "0 is not in the range x>=1"),
+    "unknown protocol": (("perplexity", "--protocol", "mine"), "'mine' is not one of 'windows-512-half'"),
+    "unknown model": (("perplexity", "--model", "gpt-9"), "no model 'gpt-9'; there are smollm2 and "),
+    "unknown text": (("perplexity", "--text", "nowhere.txt"), "no text 'nowhere.txt'; there are "),
+    "unknown artefact": (("fetch", "gpt-9"), "nothing called 'gpt-9' can be fetched; there is smollm2"),
+    "unknown fault": (("faults", "no-such-fault"), "no fault 'no-such-fault'; there are "),
+    "run.json missing": (("report", "missing.json"), "cannot read run record missing.json: No such file"),
+    "baseline of a missing run": (("baseline", "compare", "main", "--run", "missing.json"), "cannot read run record"),
+    "unknown baseline": (("baseline", "compare", "sm_00/none", "--device", "host"), "no baseline sm_00/none; "),
+    "unusable output": (("run", "--device", "host", "--out", "/dev/null/out"), "cannot write to '/dev/null/out'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_exits_2_and_says_what_exists(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD_INPUT[name]
+    code, out, err = outcome(capsys, *arguments)
+    assert (code, out) == (2, ""), err
+    assert message in err
+    assert "Traceback" not in err
+    code, out, err = outcome(capsys, *arguments, "--json")
+    assert code == 2
+    assert message in json.loads(out)["error"]
+
+
+def test_damaged_record_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"api_version": 1, "outc')
+    code, out, err = outcome(capsys, "report", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mxharness: run record {path} is damaged: ")
+
+
+def test_list_and_info_print_parseable_json(capsys: pytest.CaptureFixture[str]) -> None:
+    from mxharness.ops import OPS
+
+    code, out, _ = outcome(capsys, "list", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert [op["name"] for op in listed["operators"]] == [op.name for op in OPS]
+    assert all(op["cases"] > 0 and op["gates"] for op in listed["operators"])
+    code, out, _ = outcome(capsys, "info", "--json")
+    devices = {device["name"]: device for device in json.loads(out)["devices"]}
+    assert code == 0
+    assert set(devices) == {"host", "cuda"}
+    assert all(device["present"] == (device["missing"] == "") for device in devices.values())

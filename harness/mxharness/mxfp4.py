@@ -205,7 +205,7 @@ def from_layout(packed: Packed, layout: str) -> Quantized:
         blocks = _swap(blocks)
     elif form.nibbles == "split":
         blocks = pack(torch.cat((blocks & 15, blocks >> 4), -1))
-    return Quantized(blocks.reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK // 2), scales)
+    return Quantized(blocks.reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK // 2).contiguous(), scales)
 
 
 def nbytes(shape: Sequence[int]) -> int:

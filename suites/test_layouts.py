@@ -44,6 +44,8 @@ def test_layouts_match_the_reference_packer(layout: str) -> None:
     assert torch.equal(data, want_data)
     assert (scales is None) == (want_scales is None)
     back = mxfp4.from_layout(Packed(want_data, want_scales), layout)
+    assert back.codes.is_contiguous()  # kernels take addresses
+    assert back.scales.is_contiguous()
     assert torch.equal(back.codes, quantized.codes)
     assert torch.equal(back.scales, quantized.scales)
 

@@ -36,9 +36,10 @@ def random_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_match_the_reference_packer(layout: str) -> None:
-    quantized = Quantized(random_bytes((2, 5, 48)), random_bytes((2, 5, 3)))
+def test_layouts_match_the_reference_packer(layout: str, blocks: int) -> None:
+    quantized = Quantized(random_bytes((2, 5, blocks * 16)), random_bytes((2, 5, blocks)))
     want_data, want_scales = golden.pack(mxfp4.unpack(quantized.codes), quantized.scales, layout)
     data, scales = mxfp4.to_layout(quantized, layout)
     assert torch.equal(data, want_data)

@@ -1,0 +1,148 @@
+"""Plots for the report: the only module that imports matplotlib.
+
+A plot is an inline SVG whose colours are CSS variables (--ink, --line, --fail, --series-1 ..), so that the page's
+style decides them, in light, dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES = {"bf16": ("o", "--series-1"), "fp16": ("^", "--series-2"), "fp32": ("s", "--series-3")}
+"""dtype to matplotlib marker and CSS colour variable; any other dtype is drawn as the last one."""
+
+# matplotlib wants colours, CSS wants variables: these stand in for them until the SVG is text.
+_STAND_IN = {
+    "--ink": "#010203",
+    "--line": "#040506",
+    "--fail": "#070809",
+    "--series-1": "#0a0b0c",
+    "--series-2": "#0d0e0f",
+    "--series-3": "#101112",
+}
+_LOWEST, _HIGHEST = 1e-6, 1e4
+_MOST_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One judged case."""
+
+    x: float
+    """Contraction length or number of elements; positive."""
+    ratio: float
+    """Largest error / bound; may be 0, infinite or NaN."""
+    dtype: str
+    passed: bool
+
+
+def ratio_svg(title: str, points: Sequence[Point], x_label: str) -> str:
+    """Error / bound over `x_label` for one operator, both axes logarithmic, a line at 1, as an <svg> element.
+
+    Zero sits on the lower edge; infinity and NaN sit on the upper edge, as crosses.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {  # Any: matplotlib's stubs spell out 300 literal keys
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": _STAND_IN["--ink"],
+        "axes.labelcolor": _STAND_IN["--ink"],
+        "axes.edgecolor": _STAND_IN["--line"],
+        "xtick.color": _STAND_IN["--ink"],
+        "ytick.color": _STAND_IN["--ink"],
+        "grid.color": _STAND_IN["--line"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        _draw(axes, points)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("error / bound")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    past = sum(not point.passed for point in points)
+    return _inline(text.getvalue(), f"{title}: error / bound of {len(points)} cases over {x_label}, {past} failed")
+
+
+def _draw(axes: Axes, points: Sequence[Point]) -> None:
+    finite = [point.ratio for point in points if math.isfinite(point.ratio) and point.ratio > 0]
+    low = max(_LOWEST, 10.0 ** math.floor(math.log10(min(finite, default=0.1))))
+    low = min(low, 0.1)
+    high = min(_HIGHEST, max(10.0, 10.0 ** math.ceil(math.log10(max(finite, default=1.0)))))
+    axes.set(xscale="log", yscale="log", ylim=(low, high))
+    axes.grid(visible=True, linewidth=0.5)
+    axes.axhline(1, color=_STAND_IN["--ink"], linewidth=1, linestyle=(0, (4, 3)))
+    groups: dict[tuple[str, str, bool], list[Point]] = {}
+    for point in points:
+        groups.setdefault((*SERIES.get(point.dtype, ("s", "--series-3")), point.passed), []).append(point)
+    for (marker, colour, passed), group in sorted(groups.items(), key=lambda item: not item[0][2]):
+        axes.plot(
+            [point.x for point in group],
+            [_inside(point.ratio, low, high) for point in group],
+            linestyle="none",
+            marker=marker if passed else "X",
+            markersize=5 if passed else 8,
+            markeredgewidth=0,
+            alpha=0.75 if passed else 1,
+            color=_STAND_IN[colour if passed else "--fail"],
+            clip_on=False,
+        )
+    _label(axes, sorted({point.x for point in points}))
+
+
+def _inside(ratio: float, low: float, high: float) -> float:
+    return high if math.isnan(ratio) else min(max(ratio, low), high)
+
+
+def _label(axes: Axes, xs: Sequence[float]) -> None:
+    """Plain numbers on both axes; the sizes themselves where there are few."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(FixedLocator(_apart(xs)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"))
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if xs and xs[0] == xs[-1]:
+        axes.set_xlim(xs[0] / 2, xs[0] * 2)
+
+
+def _apart(xs: Sequence[float]) -> list[float]:
+    """Those of the sorted `xs` that leave room for their labels on a logarithmic axis, the largest kept."""
+    room = math.log(xs[-1] / xs[0]) / _MOST_TICKS if xs else 0.0
+    kept: list[float] = []
+    for x in reversed(xs):
+        if not kept or math.log(kept[-1] / x) >= room:
+            kept.append(x)
+    return kept
+
+
+def _inline(svg: str, label: str) -> str:
+    """The <svg> element alone: no prolog, no metadata, no foreign address, no id that nothing refers to."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r'\sid="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    for variable, colour in _STAND_IN.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
+    svg = re.sub(r"\n\s*", "\n", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1).strip()

@@ -1,0 +1,280 @@
+"""The run record: everything one run selected, executed, skipped and found, as one JSON file.
+
+The pytest plugin and the command line fill it; the verdict, the baseline and the report only read it. A run
+that did less than it set out to do does not pass: `verdict` is the one place that decides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mxharness.errors import UserError
+from mxharness.op import Outcome
+
+API_VERSION = 1
+"""Version of the JSON layout. A file with a larger number is refused, not guessed at."""
+
+Labelled = Mapping[str, object]
+"""One row of named values: strings, numbers and booleans."""
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that did not run."""
+
+    what: str
+    """A suite, a comparison or "perplexity"."""
+    why: str
+    asked: bool = False
+    """True where the caller left it out on purpose (a flag), False where the machine lacks something."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test outside the case-by-case judging that failed."""
+
+    id: str
+    """pytest node id."""
+    message: str
+
+
+@dataclass(frozen=True)
+class OtherTests:
+    """Suite tests that are not outcomes: exhaustive format tests, memory tests, the harness's own."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run on one device."""
+
+    device_class: str
+    """"host" or "sm_90": the key of a baseline."""
+    arithmetic: str
+    """"tensor-core" (bit for bit) or "float32" (the host's fast mode, other bits)."""
+    started: str
+    """UTC, ISO 8601, for example "2026-11-21T22:40:00Z"."""
+    seconds: float
+    command: str
+    """What to type to repeat the run."""
+    selected: int
+    """Checks (cases x gates) the run set out to do."""
+    executed: int
+    """Checks that reached a verdict."""
+    outcomes: tuple[Outcome, ...] = ()
+    environment: Labelled = field(default_factory=dict)
+    """See environment.describe."""
+    axes: Mapping[str, str] = field(default_factory=dict)
+    """Operator to the names of its shape's sizes, Op.axes, for example {"gemm": "M N K"}."""
+    filters: tuple[str, ...] = ()
+    """What narrowed the selection on purpose, for example ("--op gemm",). Empty: everything there is."""
+    skipped: tuple[Skip, ...] = ()
+    perplexity: tuple[Labelled, ...] = ()
+    """Per model and text: name, text, protocol, weights, activations, perplexity, tokens_per_second, hashes;
+    `passed` (bool) and `message` are the verdict."""
+    faults: tuple[Labelled, ...] | None = None
+    """Per planted fault: name, caught (bool), detector. None: not run."""
+    tests: OtherTests = OtherTests()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run proved."""
+
+    passed: bool
+    first_line: str
+    """One sentence that begins with PASS or FAIL and carries the coverage."""
+    reasons: tuple[str, ...]
+    """Why it failed, the heaviest first; empty when passed."""
+
+
+def verdict(record: RunRecord) -> Verdict:
+    """Decide a run. Fails when anything failed, when nothing ran, and when less ran than was selected.
+
+    Perplexity that is missing fails too, unless the caller left it out (a Skip of "perplexity" with asked=True).
+    """
+    reasons = (*_coverage_reasons(record), *_failure_reasons(record))
+    arithmetic = "bit-exact tensor-core" if record.arithmetic == "tensor-core" else record.arithmetic
+    right = sum(is_right(outcome) for outcome in record.outcomes)
+    operators = len({outcome.op for outcome in record.outcomes})
+    parts = [
+        f"{right} of {record.selected} checks right on {record.device_class} ({arithmetic} arithmetic)",
+        _count(operators, "operator"),
+    ]
+    if record.filters:
+        parts.append(f"limited by {' '.join(record.filters)}")
+    if record.perplexity:
+        good = sum(bool(row.get("passed")) for row in record.perplexity)
+        parts.append(f"perplexity {good} of {len(record.perplexity)} within tolerance")
+    elif perplexity_left_out(record):
+        parts.append("perplexity left out on request")
+    if record.tests.passed or record.tests.failed:
+        parts.append(f"{record.tests.passed} of {record.tests.passed + record.tests.failed} other tests passed")
+    if record.faults is not None:
+        caught = sum(bool(row.get("caught")) for row in record.faults)
+        parts.append(f"{caught} of {len(record.faults)} planted faults caught")
+    if record.skipped or record.tests.skipped:
+        parts.append(f"{len(record.skipped) + record.tests.skipped} skipped")
+    if reasons:
+        return Verdict(False, f"FAIL: {'; '.join((*reasons, *parts))}", reasons)
+    return Verdict(True, f"PASS: {'; '.join(parts)}", ())
+
+
+def is_right(outcome: Outcome) -> bool:
+    """Passed, with numbers that do not contradict it."""
+    return outcome.passed and outcome.bad == 0 and not math.isnan(outcome.ratio)
+
+
+def _coverage_reasons(record: RunRecord) -> list[str]:
+    """Every way in which the run did less than it set out to do."""
+    reasons = []
+    if record.selected <= 0 or record.executed <= 0:
+        reasons.append("no check executed")
+    elif record.executed < record.selected:
+        reasons.append(f"{record.selected - record.executed} of {record.selected} selected checks did not execute")
+    if len(record.outcomes) < record.executed:
+        reasons.append(f"{_count(record.executed - len(record.outcomes), 'executed check')} left no verdict")
+    empty = sum(outcome.elements <= 0 for outcome in record.outcomes)
+    if empty:
+        reasons.append(f"{_count(empty, 'check')} compared no element")
+    if not record.perplexity and not perplexity_left_out(record):
+        why = next((skip.why for skip in record.skipped if skip.what == "perplexity"), "no result recorded")
+        reasons.append(f"perplexity did not run ({why})")
+    if record.faults is not None and not record.faults:
+        reasons.append("no planted fault was run")
+    return reasons
+
+
+def _failure_reasons(record: RunRecord) -> list[str]:
+    """Every result that is wrong, grouped."""
+    reasons = []
+    failed = Counter(outcome.op for outcome in record.outcomes if not is_right(outcome))
+    if failed:
+        by_op = ", ".join(f"{op} {count}" for op, count in sorted(failed.items()))
+        reasons.append(f"{_count(failed.total(), 'check')} failed: {by_op}")
+    bad = [str(row.get("name", "?")) for row in record.perplexity if not perplexity_holds(row)]
+    if bad:
+        reasons.append(f"perplexity out of tolerance: {_names(bad)}")
+    if record.tests.failed:
+        reasons.append(f"{_count(record.tests.failed, 'other test')} failed")
+    missed = [str(row.get("name", "?")) for row in record.faults or () if not row.get("caught")]
+    if missed:
+        reasons.append(f"{_count(len(missed), 'planted fault')} not caught: {_names(missed)}")
+    return reasons
+
+
+def perplexity_left_out(record: RunRecord) -> bool:
+    """Whether the caller asked for a run without perplexity."""
+    return any(skip.what == "perplexity" and skip.asked for skip in record.skipped)
+
+
+def perplexity_holds(row: Labelled) -> bool:
+    """Passed, and with a finite number behind it."""
+    value = row.get("perplexity")
+    return bool(row.get("passed")) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _names(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def save(record: RunRecord, path: Path) -> None:
+    """Write `record` as JSON, whole or not at all. NaN and infinities become the strings "nan", "inf", "-inf"."""
+    document = {"api_version": API_VERSION, **asdict(record)}
+    write_atomically(path, json.dumps(json_ready(document), indent=1, allow_nan=False) + "\n")
+
+
+def load(path: Path) -> RunRecord:
+    """Read what `save` wrote. Raises UserError, one sentence, for a missing, damaged or newer file."""
+    document = read_document(path, "run record")
+    try:
+        values = {field.name: document[field.name] for field in fields(RunRecord)}
+        values["seconds"] = float(values["seconds"])
+        values["outcomes"] = tuple(_outcome(row) for row in values["outcomes"])
+        values["axes"] = dict(values["axes"])
+        values["skipped"] = tuple(Skip(**row) for row in values["skipped"])
+        values["filters"] = tuple(values["filters"])
+        values["perplexity"] = tuple(revived(row) for row in values["perplexity"])
+        values["faults"] = None if values["faults"] is None else tuple(dict(row) for row in values["faults"])
+        tests = dict(values["tests"])
+        values["tests"] = OtherTests(**{**tests, "failures": tuple(Failure(**row) for row in tests["failures"])})
+        return RunRecord(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a complete run record ({type(error).__name__}: {error})") from error
+
+
+def read_document(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON object in `path`, its api_version checked. Raises UserError naming `kind` and the reason."""
+    try:
+        document: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {kind} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{kind} {path} is damaged: {error}") from error
+    version = document.get("api_version") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or type(version) is not int:
+        raise UserError(f"{path} is not a {kind}: it has no api_version")
+    if version > API_VERSION:
+        raise UserError(
+            f"{kind} {path} has api_version {version} and this mxharness reads up to {API_VERSION}; update mxharness"
+        )
+    return document
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) beside `path` and rename it into place, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def json_ready(value: object) -> object:
+    """`value` with every float JSON cannot hold replaced by its name; undone by `revived`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return value
+
+
+def _outcome(row: Mapping[str, Any]) -> Outcome:
+    values = dict(row, shape=tuple(row["shape"]))
+    for name in ("ratio", "max_ulp", "nmse"):
+        values[name] = float(values[name])
+    if not isinstance(values["passed"], bool):
+        raise TypeError(f"passed of {row['case']} is no boolean")
+    return Outcome(**values)
+
+
+def revived(row: Mapping[str, object]) -> Labelled:
+    """`row` with the names of non-finite floats turned back into floats."""
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}

@@ -1,0 +1,308 @@
+"""The report: one file, the verdict first, nothing fetched, nothing executed that a message carries."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from mxharness import baseline, drift, environment, plot, report
+from mxharness.op import Case, Gate, Outcome
+from mxharness.record import Failure, OtherTests, RunRecord, Skip
+
+HOSTILE = "<script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>\" ' & {{ 7 * 7 }}"
+
+
+def outcome(seed: int, gate: Gate = "bound", *, op: str = "gemm", ratio: float = 0.3, message: str = "") -> Outcome:
+    case = Case(op, (3, 33, 64), seed=seed)
+    return Outcome(
+        case=str(case),
+        op=op,
+        shape=case.shape,
+        dtype=case.dtype,
+        regime=case.regime,
+        device="host",
+        gate=gate,
+        passed=not message,
+        elements=99,
+        bad=int(bool(message)),
+        nan=int(math.isnan(ratio)),
+        inf=0,
+        ratio=ratio,
+        max_ulp=0.75,
+        nmse=1e-6,
+        digest=f"{seed:016x}",
+        inputs="0" * 16,
+        message=message,
+    )
+
+
+def run(*outcomes: Outcome) -> RunRecord:
+    return RunRecord(
+        device_class="host",
+        arithmetic="tensor-core",
+        started="2026-11-21T22:40:00Z",
+        seconds=100.0,
+        command="mxharness run --device host",
+        selected=len(outcomes),
+        executed=len(outcomes),
+        outcomes=outcomes,
+        environment={"gpu": "absent", "kernels/gemm.cu": "0123456789abcdef"},
+        axes={"gemm": "M N K"},
+        skipped=(Skip("peer gguf", "package not installed"),),
+        perplexity=(
+            {
+                "name": "tiny",
+                "text": "64 kB of prose (not WikiText-2)",
+                "protocol": "windows of 512",
+                "perplexity": 59.753712,
+                "text_sha256": "173c87a5",
+                "passed": True,
+                "message": "1.6e-3 relative, 5e-3 allowed",
+            },
+        ),
+    )
+
+
+GOOD = run(outcome(0), outcome(1), outcome(0, "exact", op="dequant", ratio=0.0))
+BAD = run(
+    outcome(0, message="51x the bound", ratio=51.0),
+    outcome(1, message=HOSTILE, ratio=math.nan),
+    outcome(2, "exact", op="dequant", ratio=math.inf, message="3 codes differ"),
+    outcome(3),
+)
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its text, its tags, every address it would fetch."""
+
+    VOID = frozenset({"meta", "link", "input", "br", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element begins."""
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element that has no content."""
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        """An element ends, and it is the one that began last."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Text, kept where a reader sees it."""
+        if not {"style", "script", "title"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a reader sees, in order."""
+        return [word.strip() for word in self.words if word.strip()]
+
+
+@pytest.mark.parametrize(("record", "word"), [(GOOD, "PASS:"), (BAD, "FAIL:")])
+def test_the_first_words_are_the_verdict_with_its_coverage(record: RunRecord, word: str) -> None:
+    page = Page(report.render(record))
+    assert page.lines[0] == word
+    good = sum(one.passed for one in record.outcomes)
+    assert f"{good} of {len(record.outcomes)} checks right on host" in page.lines[1]
+    assert page.open == []
+
+
+def test_a_moved_baseline_turns_the_report_to_fail(tmp_path: Path) -> None:
+    baseline.create("main", GOOD, root=tmp_path)
+    moved = replace(
+        GOOD,
+        outcomes=(replace(GOOD.outcomes[0], digest="f" * 16, ratio=0.4), *GOOD.outcomes[1:]),
+        started="2026-11-24T22:40:00Z",
+    )
+    page = Page(report.render(moved, drift.compare("main", moved, root=tmp_path)))
+    assert page.lines[0] == "FAIL:"
+    assert page.lines[1].startswith("moved from baseline host/main; 3 of 3 checks right")
+    text = " ".join(page.lines)
+    assert "blessed 2026-11-21T22:40:00Z, 3 days before this run" in text
+    assert "other bits (0000000000000000 -> ffffffffffffffff), ratio 0.3 -> 0.4" in text
+    assert "mxharness baseline create main --replace" in text
+    assert Page(report.render(GOOD, drift.compare("main", GOOD, root=tmp_path))).lines[0] == "PASS:"
+
+
+def test_nothing_is_fetched_and_no_message_becomes_markup() -> None:
+    failing = replace(
+        BAD,
+        command=HOSTILE,
+        environment={HOSTILE: HOSTILE},
+        skipped=(Skip(HOSTILE, HOSTILE),),
+        perplexity=({"name": HOSTILE, "perplexity": 1.0, "passed": True, "message": HOSTILE, HOSTILE: HOSTILE},),
+        faults=({"name": HOSTILE, "caught": True, "detector": HOSTILE},),
+        tests=OtherTests(0, 1, 0, (Failure(HOSTILE, HOSTILE),)),
+        outcomes=(*BAD.outcomes, replace(outcome(4, op=HOSTILE), case=HOSTILE, dtype=HOSTILE)),
+    )
+    text = report.render(failing)
+    page = Page(text)
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert "iframe" not in page.tags
+    addresses = [value for _, name, value in page.attributes if name in {"src", "href", "xlink:href", "action", "data"}]
+    assert addresses
+    assert all(address.startswith("#") or address == "data:," for address in addresses)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert "http://example.org" not in re.sub(r"&lt;img.*?&gt;", "", text)
+    assert "{{ 7 * 7 }}" in " ".join(page.words)
+    assert HOSTILE in page.words
+
+
+def test_everything_a_reader_needs_is_there() -> None:
+    text = " ".join(Page(report.render(replace(BAD, faults=({"name": "swap", "caught": False},)))).lines)
+    for part in (
+        "51x the bound",
+        "3 codes differ",
+        "peer gguf",
+        "package not installed",
+        "64 kB of prose (not WikiText-2)",
+        "59.7537",
+        "5e-3 allowed",
+        "173c87a5",
+        "swap",
+        "0 of 1 caught",
+        "kernels/gemm.cu",
+        "mxharness run --device host",
+        "nan",
+        "inf",
+    ):
+        assert part in text
+    page = Page(report.render(BAD))
+    failures = [line for line in page.lines if line in {one.message for one in BAD.outcomes if one.message}]
+    assert failures == [HOSTILE, "3 codes differ", "51x the bound"], "NaN first, then by how far past the gate"
+
+
+def test_a_run_without_anything_still_makes_a_page() -> None:
+    page = Page(report.render(replace(run(), perplexity=(), skipped=())))
+    assert page.lines[0] == "FAIL:"
+    assert "no check executed" in page.lines[1]
+    assert "Nothing was skipped." in page.lines
+
+
+def test_failures_past_the_limit_are_counted() -> None:
+    many = run(*(outcome(seed, message="wrong", ratio=2.0) for seed in range(53)))
+    text = report.render(many)
+    assert text.count('<article class="failure">') == 50
+    assert "3 more failed" in text
+    assert text.count("<tr data-failed>") == 53
+
+
+def test_every_table_has_a_caption_and_every_column_a_scope() -> None:
+    page = Page(report.render(BAD))
+    assert page.tags.count("table") == page.tags.count("caption") > 3
+    scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
+    assert len(scopes) == page.tags.count("th")
+    headings = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(headings))
+    anchors = {value[1:] for _, name, value in page.attributes if name == "href" and re.match("#[a-z]", value)}
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert anchors <= set(ids)
+    assert len(ids) == len(set(ids))
+
+
+def test_writing_is_whole(tmp_path: Path) -> None:
+    report.write(GOOD, tmp_path / "out" / "report.html")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+# The plot
+
+
+def _markers(svg: str, variable: str) -> list[tuple[float, float]]:
+    """(x, y) of every marker of one colour, top left is (0, 0)."""
+    found = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\((--[\w-]+)\)', svg)
+    return [(float(x), float(y)) for x, y, colour in found if colour == variable]
+
+
+def test_the_plot_places_every_case_and_draws_what_is_not_finite_on_the_edge() -> None:
+    points = [
+        plot.Point(64, 0.5, "bf16", passed=True),
+        plot.Point(2880, 0.05, "bf16", passed=True),
+        plot.Point(64, 0.0, "fp16", passed=True),
+        plot.Point(64, math.inf, "bf16", passed=False),
+        plot.Point(2880, math.nan, "bf16", passed=False),
+    ]
+    svg = plot.ratio_svg("gemm", points, "K")
+    (x1, half), (x2, small) = _markers(svg, "--series-1")
+    assert x1 < x2
+    assert half < small, "a larger ratio is drawn higher"
+    ((_, lowest),) = _markers(svg, "--series-2")
+    (left, top), (right, also_top) = _markers(svg, "--fail")
+    assert top == also_top < half < small < lowest
+    assert (left, right) == (x1, x2)
+    assert "5 cases over K, 2 failed" in svg
+
+
+def test_the_plot_takes_its_colours_from_the_page_and_nothing_from_elsewhere() -> None:
+    svg = plot.ratio_svg("gemm", [plot.Point(64, 0.5, "fp32", passed=True)], "K")
+    assert svg.startswith("<svg ")
+    assert "http" not in svg
+    assert not re.search(r"#[0-9a-f]{6}\b(?!\w)", re.sub(r'xlink:href="#\w+"|url\(#\w+\)', "", svg))
+    assert svg == plot.ratio_svg("gemm", [plot.Point(64, 0.5, "fp32", passed=True)], "K")
+
+
+def test_the_contraction_length_is_the_axis_where_the_operator_has_one() -> None:
+    assert "K, contraction length" in report.render(GOOD)
+    assert "K, contraction length" not in report.render(replace(GOOD, axes={}))
+
+
+# The environment
+
+
+def test_the_environment_names_what_is_absent_and_hashes_every_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "gemm.cu").write_text("one")
+    (tmp_path / "host" / "runtime.cpp").write_text("two")
+    (tmp_path / "notes.txt").write_text("three")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    facts = environment.describe(sources=tmp_path, flags=("-O2", "-I/somewhere"))
+    assert [facts[name] for name in ("device", "gpu", "driver", "nvcc", "g++", "commit")] == ["absent"] * 6
+    assert facts["compile flags"] == "-O2"
+    hashed = {name: value for name, value in facts.items() if name.startswith("kernels/")}
+    assert hashed == {"kernels/gemm.cu": "7692c3ad3540bb80", "kernels/host/runtime.cpp": "3fc4ccfe745870e2"}
+
+
+def test_the_commit_says_when_the_tree_differs_from_it(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(("git", "-C", str(tmp_path), *identity, *arguments), check=True, capture_output=True)  # noqa: S607
+
+    assert environment.commit(None) == "absent"
+    git("init", "-q")
+    assert environment.commit(tmp_path) == "absent"
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "first")
+    clean = environment.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "a").write_text("2")
+    assert environment.commit(tmp_path) == f"{clean}+dirty"

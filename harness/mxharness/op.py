@@ -113,6 +113,12 @@ class Op:
     row_inputs: tuple[str, ...] = ()
     """Names of the inputs whose first dimension is that axis."""
 
+    def __str__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -128,7 +128,7 @@ def _suites(request: Request, device: str) -> RunRecord:
     done = subprocess.run(
         # -P keeps the working directory off sys.path
         (sys.executable, "-P", "-m", "pytest", *pytest_arguments(request, device)),
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        env=_environment(),
         stdout=sys.stderr if request.quiet else None,
         check=False,
     )
@@ -139,6 +139,12 @@ def _suites(request: Request, device: str) -> RunRecord:
     if not path.is_file():
         raise UserError(f"the suites ended with code {done.returncode} and left no record; pytest's output says why")
     return record.load(path)
+
+
+def _environment() -> dict[str, str]:
+    """Ours without another pytest's settings, and with hypothesis's files in the cache, not in the working directory."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {"HYPOTHESIS_STORAGE_DIRECTORY": str(paths.cache() / "hypothesis"), **kept}
 
 
 def _filters(request: Request) -> tuple[str, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mxharness.judge import checks
 
-
-@pytest.mark.parametrize(("op", "case", "gate"), checks("exact", "bound"), ids=str)
+@pytest.mark.gates("exact", "bound")
 def test_accuracy(op, case, gate, check):
     check(op, case, gate)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mxharness.judge import checks
 
-
-@pytest.mark.parametrize(("op", "case", "gate"), checks("exact-arithmetic", "predicted"), ids=str)
+@pytest.mark.gates("exact-arithmetic", "predicted")
 def test_exact(op, case, gate, check):
     check(op, case, gate)

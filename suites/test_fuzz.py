@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 
 from mxharness.judge import gates
-from mxharness.ops import OPS
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_fuzz(op, check):
     @given(op.fuzz())
     def holds(case):

@@ -16,7 +16,6 @@ import torch
 from mxharness import regimes
 from mxharness.execution import Execution, as_bytes
 from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors, Tolerance
-from mxharness.ops import OPS
 from mxharness.pattern import describe
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -50,11 +49,6 @@ def gates(op: Op, case: Case) -> tuple[Gate, ...]:
     if op.predict is not None:
         found.append("predicted")
     return tuple(found)
-
-
-def checks(*wanted: Gate) -> list[tuple[Op, Case, Gate]]:
-    """Every (operator, case, gate) of OPS under the wanted gates, in the order they are declared."""
-    return [(op, case, gate) for op in OPS for case in op.cases for gate in gates(op, case) if gate in wanted]
 
 
 def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, execution: Execution) -> Outcome:

@@ -106,12 +106,12 @@ class Op:
     """Runs the production kernel on device tensors; the only part that knows grid, block and argument order."""
     tolerance: Tolerance
     fuzz: Callable[[], SearchStrategy[Case]]
+    row_axis: str
+    """Axis along which rows are independent: a batch must not change a row's bits."""
+    row_inputs: tuple[str, ...]
+    """Names of the inputs whose first dimension is that axis; it is the first dimension of every output."""
     predict: Callable[[Case, Tensors], Tensors] | None = None
     """The exact bits, from the model of the tensor core; None where the operator has no contraction."""
-    row_axis: str | None = None
-    """Axis along which rows are independent (batch invariance); None where there is none."""
-    row_inputs: tuple[str, ...] = ()
-    """Names of the inputs whose first dimension is that axis."""
 
     def __str__(self) -> str:
         return self.name

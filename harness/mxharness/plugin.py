@@ -59,6 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from mxharness.ops import find
 
+    if _is_worker(config):
+        import torch
+
+        torch.set_num_threads(1)  # the workers share the cores
+    config.addinivalue_line("markers", "gates(*names): run once for every (op, case, gate) under one of these gates")
     config.stash[_SESSION] = Session()
     settings.register_profile(
         "ci",
@@ -102,6 +107,25 @@ def pytest_report_header(config: pytest.Config) -> str:
         raise pytest.UsageError(str(error)) from error
     hashes = " ".join(f"{name} {shipped().digest(name)[:8]}" for name in shipped().names())
     return f"mxharness: {device.device_class} ({device.arithmetic} arithmetic); kernels {hashes}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise over operators: `op` alone, or (op, case, gate) under the gates that a mark `gates` names."""
+    from mxharness.judge import gates
+    from mxharness.ops import OPS
+
+    mark = metafunc.definition.get_closest_marker("gates")
+    if mark is not None:
+        checks = [
+            pytest.param(op, case, gate, id=f"{case}-{gate}")
+            for op in OPS
+            for case in op.cases
+            for gate in gates(op, case)
+            if gate in mark.args
+        ]
+        metafunc.parametrize(("op", "case", "gate"), checks)
+    elif "op" in metafunc.fixturenames:
+        metafunc.parametrize("op", OPS, ids=str)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,6 +26,7 @@ FLAGS = (
     "-O3",
     "-march=native",
     "-ffp-contract=off",  # every operator is one rounding, as with nvcc -fmad=false
+    "-U_FORTIFY_SOURCE",  # glibc's checked longjmp, on by default on Ubuntu, takes a switch of fibers for an error
     "-fno-strict-aliasing",  # kernels read packed codes and 16-bit pairs as wider words, as CUDA code does
     "-fPIC",
     "-shared",

@@ -119,7 +119,7 @@ def _swap(fresh: Path, folder: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    old = fresh.with_name(fresh.name.replace(".new.", ".old."))
     folder.rename(old)
     try:
         fresh.rename(folder)

@@ -72,9 +72,8 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, drifted, vanished or is new, something was compared, and the run itself passed."""
-        compared = any(change.status in {"same", "better"} for change in self.changes)
-        return compared and not self.incomplete and all(change.status in PASSING for change in self.changes)
+        """Nothing failed, drifted, vanished or is new, and the run itself passed, so it compared something."""
+        return not self.incomplete and all(change.status in PASSING for change in self.changes)
 
     @property
     def summary(self) -> str:

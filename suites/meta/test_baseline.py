@@ -29,7 +29,7 @@ PERPLEXITY = {
 }
 
 
-def outcome(seed: int = 0, gate: str = "bound", **changes: object) -> Outcome:
+def outcome(seed: int = 0, **changes: object) -> Outcome:
     case = Case("gemm", (3, 33, 64), seed=seed)
     facts = {
         "case": str(case),
@@ -38,7 +38,7 @@ def outcome(seed: int = 0, gate: str = "bound", **changes: object) -> Outcome:
         "dtype": case.dtype,
         "regime": case.regime,
         "device": "host",
-        "gate": gate,
+        "gate": "bound",
         "passed": True,
         "elements": 99,
         "bad": 0,
@@ -55,7 +55,7 @@ def outcome(seed: int = 0, gate: str = "bound", **changes: object) -> Outcome:
 
 
 def run(*outcomes: Outcome, **changes: object) -> RunRecord:
-    outcomes = outcomes or (outcome(0), outcome(1), outcome(1, "predicted", ratio=0.0))
+    outcomes = outcomes or (outcome(0), outcome(1), outcome(1, gate="predicted", ratio=0.0))
     facts = {
         "device_class": "host",
         "arithmetic": "tensor-core",
@@ -262,8 +262,7 @@ def test_a_crash_while_replacing_leaves_the_old_baseline(
         baseline.create("main", run(outcome(0, digest="f" * 16)), replace=True, root=tmp_path)
     monkeypatch.undo()
     assert baseline.load("host", "main", tmp_path) == before
-    assert [folder.name for folder in (tmp_path / "host").iterdir() if not folder.name.startswith(".")] == ["main"]
-    assert [one.name for one in baseline.list_baselines(tmp_path)] == ["main"]
+    assert [folder.name for folder in (tmp_path / "host").iterdir()] == ["main"]
 
 
 def test_a_crash_while_writing_a_file_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

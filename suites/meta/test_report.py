@@ -209,8 +209,8 @@ def test_failures_past_the_limit_are_counted() -> None:
     assert text.count("<tr data-failed>") == 53
 
 
-def test_every_table_has_a_caption_and_every_column_a_scope() -> None:
-    page = Page(report.render(BAD))
+def test_every_table_has_a_caption_every_column_a_scope_and_every_id_is_its_own() -> None:
+    page = Page(report.render(run(*BAD.outcomes, outcome(5, op="attention"))))
     assert page.tags.count("table") == page.tags.count("caption") > 3
     scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
     assert len(scopes) == page.tags.count("th")

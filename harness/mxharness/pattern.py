@@ -41,7 +41,7 @@ def _rules(bad: torch.Tensor, axis: int) -> list[tuple[str, torch.Tensor]]:
         rules.append((f"{name} {hit[0]} alone", index == hit[0]))
     for parity, word in ((0, "even"), (1, "odd")):
         rules.append((f"every {word} {name}", index % 2 == parity))
-    for tile in (8, 16, 32, 64, 128):
+    for tile in (128, 64, 32, 16, 8):  # the first of equals is named
         if size > tile:
             start = (size - 1) // tile * tile
             rules.append((f"the last {size - start} {name}s (the tail of tiles of {tile})", index >= start))

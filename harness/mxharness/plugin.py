@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mxharness", "MXFP4 kernels")
     group.addoption("--device", default="auto", help="where kernels run: auto, host or cuda (default: auto)")
     group.addoption("--op", action="append", default=[], metavar="NAME", help="only this operator; repeatable")
-    group.addoption("--quick", action="store_true", help=f"one check in {QUICK}")
+    group.addoption("--quick", action="store_true", help=f"one check in {QUICK} of every operator and gate")
     group.addoption("--report", metavar="DIR", help="write run.json, the record of this run, into DIR")
 
 
@@ -131,13 +132,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apply --op and --quick to everything that is parametrised over operators."""
     wanted = set(config.getoption("--op"))
-    kept, dropped, seen = [], [], 0
+    kept, dropped = [], []
+    seen: Counter[tuple[str, str]] = Counter()  # by operator and gate, so that --quick leaves none out
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         drop = bool(wanted) and ("op" not in params or params["op"].name not in wanted)
         if not drop and _is_check(item) and config.getoption("--quick"):
-            drop = seen % QUICK != 0
-            seen += 1
+            group = (params["op"].name, params["gate"])
+            drop = seen[group] % QUICK != 0
+            seen[group] += 1
         (dropped if drop else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

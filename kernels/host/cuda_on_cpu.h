@@ -18,6 +18,8 @@
 #include <cstring>
 #include <utility>
 
+#define CPU_SHARED __attribute__((visibility("default")))  // between the runtime's library and a kernel's
+
 namespace cpu {
 
 struct Thread {  // the CUDA thread that the running fiber executes
@@ -26,19 +28,19 @@ struct Thread {  // the CUDA thread that the running fiber executes
     int lane, warp;
 };
 
-extern thread_local Thread* self;
+extern CPU_SHARED thread_local Thread* self;
 
 // Waits until every thread of the block has arrived.
-void barrier();
+CPU_SHARED void barrier();
 
 // One warp-wide operation: each lane deposits `mine`; the last of the 32 to arrive runs `compute` on all 32
 // deposits, in lane order; then every lane goes on.
 using Compute = void (*)(void* const* deposits);
-void warp_collective(void* mine, Compute compute);
+CPU_SHARED void warp_collective(void* mine, Compute compute);
 
 // Runs `body(arguments)` for every thread of the grid. Returns nullptr, or what went wrong.
 using Body = void (*)(void* const* arguments);
-const char* run(const unsigned grid[3], const unsigned block[3], Body body, void* const* arguments);
+CPU_SHARED const char* run(const unsigned grid[3], const unsigned block[3], Body body, void* const* arguments);
 
 // Calls a kernel with the values that `arguments` points to, as cuLaunchKernel does.
 template <auto kernel> struct Entry;

@@ -287,4 +287,4 @@ const char* run(const unsigned grid[3], const unsigned block[3], Body body, void
 }  // namespace cpu
 
 // Operating-system threads that share a launch; takes effect before the first one.
-extern "C" void cpu_set_threads(unsigned threads) { cpu::pool_threads = threads > 0 ? threads : 1; }
+extern "C" CPU_SHARED void cpu_set_threads(unsigned threads) { cpu::pool_threads = threads > 0 ? threads : 1; }

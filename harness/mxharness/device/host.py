@@ -21,6 +21,7 @@ import torch
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
+TOOLKIT = Path("/usr/local/cuda")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -28,6 +29,7 @@ FLAGS = (
     "-ffp-contract=off",  # every operator is one rounding, as with nvcc -fmad=false
     "-U_FORTIFY_SOURCE",  # glibc's checked longjmp, on by default on Ubuntu, takes a switch of fibers for an error
     "-fno-strict-aliasing",  # kernels read packed codes and 16-bit pairs as wider words, as CUDA code does
+    "-fvisibility=hidden",  # or the loader would share template statics (__shared__ arrays) between libraries
     "-fPIC",
     "-shared",
     "-w",  # NVIDIA's headers and CUDA's pragmas; nvcc is the compiler whose warnings count
@@ -65,7 +67,7 @@ def headers() -> Path:
         candidates += [Path(folder) / "cu13" / "include", Path(folder) / "cuda_runtime" / "include"]
     if nvcc := shutil.which("nvcc"):
         candidates.append(Path(nvcc).resolve().parent.parent / "include")
-    candidates.append(Path("/usr/local/cuda/include"))
+    candidates.append(TOOLKIT / "include")
     for folder in candidates:
         if (folder / "cuda_fp16.h").exists() and (folder / "cuda_bf16.h").exists():
             return folder
@@ -117,9 +119,9 @@ def compile_library(sources: Sources, name: str, *, fast: bool) -> Path:
     """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise."""
     folder = sources.folder()
     entries = "".join(
-        f'extern "C" const char* launch_{kernel}(const unsigned* grid, const unsigned* block, void* const* arguments) '
+        f'extern "C" CPU_SHARED const char* launch_{kernel}(const unsigned* grid, const unsigned* block, void* const* arguments) '
         f"{{ return cpu::run(grid, block, cpu::Entry<&{kernel}>::body, arguments); }}\n"
-        f'extern "C" const unsigned* sizes_{kernel}() {{ return cpu::Entry<&{kernel}>::sizes; }}\n'
+        f'extern "C" CPU_SHARED const unsigned* sizes_{kernel}() {{ return cpu::Entry<&{kernel}>::sizes; }}\n'
         for kernel in sources.kernels(name)
     )
     text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
@@ -163,6 +165,8 @@ class HostDevice:
         values = [_value(argument) for argument in arguments]
         sizes = size_function()
         for i, value in enumerate(values):
+            if sizes[i] == 0:
+                raise UserError(f"{kernel} takes {i} arguments, {len(values)} were given")
             if sizes[i] != ctypes.sizeof(value):
                 raise UserError(f"{kernel}: argument {i} has {ctypes.sizeof(value)} bytes, the kernel takes {sizes[i]}")
         if sizes[len(values)] != 0:

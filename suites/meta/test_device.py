@@ -1,0 +1,164 @@
+"""The two devices: what they say when something is missing, and that memory and barriers are watched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mxharness.device import cuda, host, open_device
+from mxharness.device.source import shipped
+from mxharness.errors import KernelFailure, Unavailable, UserError
+from mxharness.execution import execute
+from mxharness.op import Case
+from mxharness.ops import OPS, dequant, find, gemm, quantize
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    return open_device("host")
+
+
+def test_unknown_device_lists_what_exists():
+    with pytest.raises(UserError, match="no device 'tpu'; there are host, cuda and auto"):
+        open_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: what is said without one was not seen")
+def test_cuda_without_a_gpu_fails_and_never_falls_back():
+    with pytest.raises(Unavailable, match="no CUDA device"):
+        open_device("cuda")
+
+
+def test_fast_mode_is_the_hosts_alone():
+    with pytest.raises(UserError, match="the float32 mode exists on the host device only"):
+        open_device("cuda", fast=True)
+
+
+def test_missing_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    host.compiler.cache_clear()
+    try:
+        with pytest.raises(Unavailable, match="needs a C\\+\\+ compiler; install g\\+\\+"):
+            open_device("host")
+    finally:
+        host.compiler.cache_clear()
+
+
+def test_missing_headers_say_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host, "TOOLKIT", host.Path("/nonexistent"))
+    host.headers.cache_clear()
+    try:
+        with pytest.raises(Unavailable, match="pip install 'nvidia-cuda-runtime"):
+            host.headers()
+    finally:
+        host.headers.cache_clear()
+
+
+def test_compile_error_is_one_sentence():
+    broken = shipped().replaced("mma.cu", "mma_step(", "no_such_function(")
+    with pytest.raises(UserError, match=r"^kernels/mma.cu does not compile for the host: .*no_such_function") as caught:
+        host.compile_library(broken, "mma.cu", fast=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_replacing_what_is_not_there_once_is_an_error():
+    with pytest.raises(UserError, match="occurs 0 times in kernels/gemm.cu, it must occur once"):
+        shipped().replaced("gemm.cu", "no such text", "")
+    with pytest.raises(UserError, match="no kernel file 'nothing.cu'; there are dequant.cu"):
+        shipped().replaced("nothing.cu", "", "")
+
+
+def test_wrong_kernel_and_arguments_are_refused(cpu):
+    with pytest.raises(UserError, match="kernels/mma.cu has no kernel 'nothing'; there are mma_bf16, mma_fp16"):
+        cpu.launch("mma.cu", "nothing", (1,), (32,))
+    with pytest.raises(UserError, match="mma_bf16: argument 4 has 8 bytes, the kernel takes 4"):
+        cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None, None, None, None, np.int64(16))
+    with pytest.raises(UserError, match="mma_bf16 takes more than the 1 arguments given"):
+        cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None)
+    with pytest.raises(UserError, match="mma_bf16 takes 5 arguments, 6 were given"):
+        cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None, None, None, None, 16, 16)
+    with pytest.raises(UserError, match="a kernel argument must be a tensor, int, numpy.int64, float or None, not str"):
+        cpu.launch("mma.cu", "mma_bf16", (1,), (32,), "text")
+
+
+def test_divergent_barrier_is_named_not_waited_for():
+    text = "        __syncthreads();\n        if (threadIdx.x < SMALL_N"
+    early = shipped().replaced("gemm.cu", text, "        if (threadIdx.x == 3) return;\n" + text)
+    device = host.open_device(early)
+    case = find("gemm").cases[0]
+    violations = execute(find("gemm"), case, device, find("gemm").make_inputs(case)).violations
+    assert len(violations) == 1
+    assert "never ends: 1 of 256 threads returned, 255 wait at __syncthreads" in violations[0]
+    with pytest.raises(KernelFailure):  # and the device goes on to say so
+        gemm.matmul(device, **find("gemm").make_inputs(case))
+    sound = execute(find("gemm"), case, open_device("host"), find("gemm").make_inputs(case))
+    assert sound.violations == ()
+
+
+def test_write_into_an_input_is_named():
+    change = ("quantize.cu", "    scales[block] = static_cast<std::uint8_t>(s);\n")
+    broken = shipped().replaced(*change, change[1] + "    const_cast<T*>(in)[0] = T(1.5f);\n")
+    case = Case("quantize", (2, 64), dtype="fp32")
+    op = find("quantize")
+    assert execute(op, case, host.open_device(broken), op.make_inputs(case)).violations == ("changed its input x",)
+
+
+def test_fast_mode_has_other_bits_and_stays_within_the_bound():
+    from mxharness.judge import digest, judge
+
+    op, case = find("gemm"), Case("gemm", (33, 70, 160), regime="wide", options=("fp32",))
+    inputs = op.make_inputs(case)
+    fast, exact = (execute(op, case, open_device("host", fast=mode), inputs) for mode in (True, False))
+    assert digest(fast.outputs) != digest(exact.outputs)
+    assert judge(op, case, "bound", "host", inputs, fast).passed
+
+
+def test_flush_to_zero_on_the_callers_thread_does_not_reach_kernels(cpu):
+    op, case = find("dequant"), Case("dequant", (256, 64), regime="cells", dtype="fp32")
+    inputs = op.make_inputs(case)
+    before = execute(op, case, cpu, inputs).outputs["y"]
+    assert torch.set_flush_denormal(True)
+    try:
+        after = execute(op, case, cpu, inputs).outputs["y"]
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(before.view(torch.int32), after.view(torch.int32))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_every_kernel_compiles_for_the_gpu(architecture):
+    if cuda.nvcc() is None:
+        pytest.skip(f"no nvcc: kernels were not compiled for {architecture}")
+    for op in OPS:
+        assert cuda.compile_cubin(shipped(), op.source, architecture).stat().st_size > 0
+
+
+def bad_calls():
+    x = torch.zeros(2, 64, dtype=torch.bfloat16)
+    codes, scales = torch.zeros(8, 32, dtype=torch.uint8), torch.zeros(8, 2, dtype=torch.uint8)
+    yield gemm.matmul, (x.float(), codes, scales), "gemm takes bfloat16 or float16"
+    yield gemm.matmul, (x[:, :32].contiguous(), codes, scales), r"x must be \(M, 64\)"
+    yield gemm.matmul, (x[:0], codes, scales), "with at least one row"
+    yield gemm.matmul, (x, codes, scales[:, :1]), r"codes must be \(N, K/2\) and scales \(N, K/32\)"
+    yield gemm.matmul, (x, codes.int(), scales), "codes and scales must be uint8"
+    yield gemm.matmul, (x, codes.T.contiguous().T, scales), "codes must be contiguous, it has strides"
+    shifted = torch.zeros(129, dtype=torch.bfloat16)[1:].view(2, 64)
+    yield gemm.matmul, (shifted, codes, scales), "x must be 16-byte aligned, its address is 2 past"
+    yield gemm.matmul, (x, codes, scales, torch.zeros(7)), r"bias must be float32 of shape \(8,\)"
+    yield gemm.matmul, (x.to("meta"), codes, scales), "x is on meta, the kernels run on cpu"
+    yield dequant.dequantize, (codes, scales, torch.float64), "dequantize gives float32, bfloat16 or float16"
+    yield dequant.dequantize, (codes, scales, torch.float32, 32), r"K = 32 does not fit codes of 64 columns; .* 33..64"
+    yield quantize.quantize, (x[0],), r"quantize takes a matrix .* not shape \(64,\)"
+    yield quantize.quantize, (x.double(),), "quantize takes float32, bfloat16 or float16, not torch.float64"
+    yield quantize.quantize, (x, "round"), r"no rule \(round, even\); scale rules are floor, even, rceil, ceil"
+
+
+@pytest.mark.parametrize(("function", "arguments", "sentence"), list(bad_calls()))
+def test_bad_input_is_one_sentence_before_any_launch(function, arguments, sentence, cpu):
+    with pytest.raises(UserError, match=sentence):
+        function(cpu, *arguments)

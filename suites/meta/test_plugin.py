@@ -1,0 +1,98 @@
+"""The pytest plugin fails closed: less executed than selected, nothing selected, no device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+GOOD = """
+import pytest
+
+@pytest.mark.gates("exact")
+def test_exact(op, case, gate, check):
+    check(op, case, gate)
+"""
+
+
+def run(folder, text, *arguments):
+    """pytest in a process of its own on one file; (exit code, output, record or None)."""
+    (folder / "test_it.py").write_text(text)
+    command = [sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder), "-p", "mxharness.plugin"]
+    command += ["-p", "no:cacheprovider", "--device", "host", "--report", str(folder), "-q", *arguments, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    record = folder / "run.json"
+    return done.returncode, done.stdout + done.stderr, json.loads(record.read_text()) if record.exists() else None
+
+
+def test_a_run_records_every_check(tmp_path):
+    code, output, record = run(tmp_path, GOOD, "--op", "dequant", "--quick")
+    assert code == 0, output
+    assert record["selected"] == record["executed"] == len(record["outcomes"]) > 0
+    assert all(outcome["op"] == "dequant" and outcome["passed"] for outcome in record["outcomes"])
+    assert record["filters"] == ["--op dequant", "--quick"]
+
+
+def test_workers_report_to_the_controller(tmp_path):
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed: parallel runs were not tested")
+    code, output, record = run(tmp_path, GOOD, "--op", "dequant", "-n", "2")
+    assert code == 0, output
+    assert record["selected"] == record["executed"] == len(record["outcomes"]) > 7
+
+
+def test_a_check_that_never_judges_fails_the_run(tmp_path):
+    silent = GOOD.replace("    check(op, case, gate)", "    if case.seed == 0 and case.dtype == 'fp16': return\n    check(op, case, gate)")
+    code, output, record = run(tmp_path, silent, "--op", "dequant")
+    assert code == 1
+    assert "selected checks did not execute" in output
+    assert record["executed"] < record["selected"]
+
+
+def test_a_skipped_check_fails_the_run(tmp_path):
+    code, output, _ = run(tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant")
+    assert code == 1
+    assert "did not happen: no time" in output
+
+
+def test_a_crashed_worker_fails_the_run(tmp_path):
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed: a crashed worker was not tested")
+    crash = GOOD.replace("    check(", "    import os\n    os._exit(3) if case.regime == 'cells' else None\n    check(")
+    code, _, record = run(tmp_path, crash, "--op", "dequant", "-n", "2")
+    assert code == 1
+    assert record is None or record["executed"] < record["selected"]
+
+
+def test_an_empty_selection_is_not_green(tmp_path):
+    code, _, _ = run(tmp_path, GOOD, "--op", "dequant", "-k", "nothing_is_called_this")
+    assert code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--device", "tpu"), "no device 'tpu'; there are host, cuda and auto"),
+        (("--op", "nothing"), "no operator 'nothing'; there are quantize, dequant, mma, gemm"),
+    ],
+)
+def test_bad_options_are_one_sentence(tmp_path, arguments, sentence):
+    code, output, _ = run(tmp_path, GOOD, *arguments)
+    assert code == 4
+    assert f"ERROR: {sentence}" in output
+
+
+def test_a_failing_check_shows_the_judges_message(tmp_path):
+    text = """
+import pytest
+from dataclasses import replace
+
+@pytest.mark.gates("bound")
+def test_bound(op, case, gate, check):
+    check(replace(op, tolerance=replace(op.tolerance, unit_roundoff=2.0**-60)), case, gate)
+"""
+    code, output, record = run(tmp_path, text, "--op", "mma", "--quick")
+    assert code == 1
+    assert "elements of d past the bound (K products added on a tensor core that truncates)" in output
+    assert 'paste into mma.CASES: Case("mma", ' in output
+    assert any(not outcome["passed"] and outcome["message"] for outcome in record["outcomes"])

@@ -142,7 +142,7 @@ def _suites(request: Request, device: str) -> RunRecord:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without another pytest's settings, and with hypothesis's files in the cache, not in the working directory."""
+    """Ours without another pytest's settings; hypothesis keeps its files in the cache, not in the working directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {"HYPOTHESIS_STORAGE_DIRECTORY": str(paths.cache() / "hypothesis"), **kept}
 

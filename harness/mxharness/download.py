@@ -81,7 +81,7 @@ def _fill(url: str, partial: Path, blob: Blob, progress: bool) -> None:
 
 def _append(url: str, partial: Path, blob: Blob, progress: bool) -> None:
     """Ask for what is missing and append what comes; an answer with the whole file starts over."""
-    from tqdm import tqdm  # type: ignore[import-untyped]  # tqdm ships no types
+    from tqdm import tqdm
 
     have = _length(partial)
     request = urllib.request.Request(  # noqa: S310 -- the address is a constant's or pip's, the content is hashed

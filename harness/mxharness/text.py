@@ -172,7 +172,7 @@ def _reach_hub() -> None:
 
 def _datasets() -> Any:  # noqa: ANN401 -- a module
     try:
-        import datasets  # type: ignore[import-untyped]  # datasets ships no types
+        import datasets
     except ModuleNotFoundError as error:
         raise Unavailable("reading WikiText-2 needs the package datasets: pip install 'mxharness[model]'") from error
     datasets.disable_progress_bars()

@@ -30,7 +30,7 @@ def window_nll(
     """For each window, in order, the NLL of its scored tokens in nats. progress: a bar with tokens/s on stderr."""
     import numpy as np
     import torch
-    from tqdm import tqdm  # type: ignore[import-untyped]  # tqdm ships no types
+    from tqdm import tqdm
 
     stream = torch.from_numpy(ids.astype(np.int64))
     bar = tqdm(

@@ -65,12 +65,13 @@ def source_hashes(folder: Path) -> dict[str, str]:
 
 
 def commit(folder: Path | None) -> str:
-    """The git commit of `folder`, with "+dirty" where tracked files differ from it; absent outside a repository."""
-    if folder is None:
-        return ABSENT
-    head = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    """The git commit of `folder`, with "+dirty" where tracked files differ from it.
+
+    Outside a repository what MXHARNESS_COMMIT says, for a copy of a checkout on another machine; else absent.
+    """
+    head = _output("git", "-C", str(folder), "rev-parse", "HEAD") if folder else ""
     if not head:
-        return ABSENT
+        return os.environ.get("MXHARNESS_COMMIT", ABSENT)
     changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return head + ("+dirty" if changed else "")
 

@@ -79,6 +79,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console.print()
 
 
+def short(value: object) -> str:
+    """A float with six significant digits, anything else as it is."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def folder(path: Path) -> Path:
     """`path` as an existing folder that can be written to. Raises UserError."""
     try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--perplexity-windows",
     "windows",
     type=click.IntRange(min=1),
-    help="How many windows of text the model reads.  [default: 8 on the host, 64 on a GPU]",
+    help="How many windows of text the model reads.  [default: 2 on the host, 64 on a GPU]",
 )
 @click.option("--baseline", "baseline_name", metavar="[CLASS/]NAME", help="Fail on drift from this baseline, too.")
 @common.json_option
@@ -105,11 +105,12 @@ def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
     common.print_table(
         f"Checks on {found.device_class}",
         ("operator", "gate", "right", "of", "largest error / bound"),
-        [(op, gate, sum(right), len(right), f"{largest[op, gate]:.3g}") for (op, gate), right in groups.items()],
+        [(op, gate, sum(right), len(right), common.short(largest[op, gate])) for (op, gate), right in groups.items()],
     )
     if found.perplexity:
         columns = ("name", "text", "protocol", "weights", "activations", "perplexity")
-        common.print_table("Perplexity", columns, [[row.get(name, "") for name in columns] for row in found.perplexity])
+        rows = [[common.short(row.get(name, "")) for name in columns] for row in found.perplexity]
+        common.print_table("Perplexity", columns, rows)
     for row in found.perplexity:
         click.echo(f"{row['message']}\n")
     if found.skipped:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 REPORT = "report.html"
-HOST_WINDOWS = 8
-"""Windows of text on the host device: minutes on two cores, and enough to see a kernel's difference."""
+HOST_WINDOWS = 2
+"""Windows of text on the host device, where each takes most of a minute on two cores."""
 
 _USAGE, _NOTHING = 4, 5  # pytest's exit codes for bad arguments and for an empty selection
 

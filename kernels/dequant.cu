@@ -47,12 +47,15 @@ __device__ inline void dequant(T* __restrict__ y, const std::uint8_t* __restrict
     }
 }
 
-extern "C" __global__ void dequant_fp32(float* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
+extern "C" __global__ void dequant_fp32(float* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
+                                        int K) {
     dequant(y, codes, scales, R, K);
 }
-extern "C" __global__ void dequant_bf16(__nv_bfloat16* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
+extern "C" __global__ void dequant_bf16(__nv_bfloat16* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
+                                        int K) {
     dequant(y, codes, scales, R, K);
 }
-extern "C" __global__ void dequant_fp16(__half* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
+extern "C" __global__ void dequant_fp16(__half* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
+                                        int K) {
     dequant(y, codes, scales, R, K);
 }

@@ -28,8 +28,10 @@ template <class T> __device__ inline std::uint32_t operand(std::uint32_t byte, f
     } else {
         if (!(scale >= 0x1p126f)) return pair;
         const std::uint32_t scaled = scale_pair(decode_byte<__nv_bfloat16>(byte), scale);
-        const bool first = (scaled & 0x7fffu) == 0x7f80u, second = (scaled & 0x7fff0000u) == 0x7f800000u;
-        return (first ? (pair & 0xffff8000u) | 0x7c00u : pair) & (second ? 0x8000ffffu : ~0u) | (second ? 0x7c000000u : 0);
+        std::uint32_t result = pair;
+        if ((scaled & 0x00007fffu) == 0x00007f80u) result = (result & 0xffff8000u) | 0x00007c00u;
+        if ((scaled & 0x7fff0000u) == 0x7f800000u) result = (result & 0x8000ffffu) | 0x7c000000u;
+        return result;
     }
 }
 
@@ -171,15 +173,25 @@ __device__ inline void gemm_tile(void* y, const T* __restrict__ x, const std::ui
                          M, N, float_output);
 }
 
-extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32) gemm_small_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias, int M, int N, int K, int float_output) {
+// ---------------------------------------------------------------------------------------------- entry points
+
+extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
+    gemm_small_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
+                    int M, int N, int K, int float_output) {
     gemm_small(y, x, codes, scales, bias, M, N, K, float_output);
 }
-extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32) gemm_small_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias, int M, int N, int K, int float_output) {
+extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
+    gemm_small_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
+                    int M, int N, int K, int float_output) {
     gemm_small(y, x, codes, scales, bias, M, N, K, float_output);
 }
-extern "C" __global__ void __launch_bounds__(TILE_THREADS) gemm_tile_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias, int M, int N, int K, int float_output) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+    gemm_tile_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
+                    int M, int N, int K, int float_output) {
     gemm_tile(y, x, codes, scales, bias, M, N, K, float_output);
 }
-extern "C" __global__ void __launch_bounds__(TILE_THREADS) gemm_tile_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias, int M, int N, int K, int float_output) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+    gemm_tile_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
+                    int M, int N, int K, int float_output) {
     gemm_tile(y, x, codes, scales, bias, M, N, K, float_output);
 }

@@ -55,12 +55,15 @@ __device__ inline void quantize(std::uint8_t* __restrict__ codes, std::uint8_t* 
     scales[block] = static_cast<std::uint8_t>(s);
 }
 
-extern "C" __global__ void quantize_fp32(std::uint8_t* codes, std::uint8_t* scales, const float* x, long long R, int K, int scale_rule, int tie_rule) {
+extern "C" __global__ void quantize_fp32(std::uint8_t* codes, std::uint8_t* scales, const float* x, long long R, int K,
+                                         int scale_rule, int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }
-extern "C" __global__ void quantize_bf16(std::uint8_t* codes, std::uint8_t* scales, const __nv_bfloat16* x, long long R, int K, int scale_rule, int tie_rule) {
+extern "C" __global__ void quantize_bf16(std::uint8_t* codes, std::uint8_t* scales, const __nv_bfloat16* x, long long R, int K,
+                                         int scale_rule, int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }
-extern "C" __global__ void quantize_fp16(std::uint8_t* codes, std::uint8_t* scales, const __half* x, long long R, int K, int scale_rule, int tie_rule) {
+extern "C" __global__ void quantize_fp16(std::uint8_t* codes, std::uint8_t* scales, const __half* x, long long R, int K,
+                                         int scale_rule, int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }

@@ -69,6 +69,18 @@ def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
     return compiled("cubin", ".cubin", key, build)
 
 
+@cache
+def _stream() -> Any:  # noqa: ANN401  pycuda has no type stubs
+    """The harness's stream, one for the process: torch keeps using it when a device is gone."""
+    torch.cuda.init()
+    import pycuda.autoprimaryctx  # joins torch's primary context
+    import pycuda.driver
+
+    stream = pycuda.driver.Stream()
+    torch.cuda.set_stream(torch.cuda.ExternalStream(stream.handle))
+    return stream
+
+
 class CudaDevice:
     """Runs kernels on torch's current GPU. Launches are asynchronous on the device's own stream."""
 
@@ -76,8 +88,7 @@ class CudaDevice:
     arithmetic = "tensor-core"
 
     def __init__(self, sources: Sources) -> None:
-        torch.cuda.init()
-        import pycuda.autoprimaryctx  # joins torch's primary context
+        self._stream = _stream()
         import pycuda.driver
 
         self._driver: Any = pycuda.driver
@@ -86,8 +97,6 @@ class CudaDevice:
         major, minor = torch.cuda.get_device_capability()
         self.device_class = f"sm_{major}{minor}"
         self._architecture = "sm_90a" if (major, minor) == (9, 0) else self.device_class
-        self._stream = pycuda.driver.Stream()
-        torch.cuda.set_stream(torch.cuda.ExternalStream(self._stream.handle))
         self._modules: dict[str, Any] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

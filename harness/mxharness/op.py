@@ -116,9 +116,6 @@ class Op:
     def __str__(self) -> str:
         return self.name
 
-    def __str__(self) -> str:
-        return self.name
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mxharness import cli
+from mxharness import cli, record
+from mxharness.op import Outcome
 
 COMMANDS = (
     (),
@@ -136,3 +138,40 @@ def test_list_and_info_print_parseable_json(capsys: pytest.CaptureFixture[str]) 
     assert code == 0
     assert set(devices) == {"host", "cuda"}
     assert all(device["present"] == (device["missing"] == "") for device in devices.values())
+
+
+PASSED = record.RunRecord(
+    device_class="host",
+    arithmetic="tensor-core",
+    started="2026-01-01T00:00:00Z",
+    seconds=1.0,
+    command="",
+    selected=1,
+    executed=1,
+    outcomes=(
+        Outcome(
+            case="gemm-1x1x32-bf16-normal-s0", op="gemm", shape=(1, 1, 32), dtype="bf16", regime="normal", device="host",
+            gate="bound", passed=True, elements=1, bad=0, nan=0, inf=0, ratio=0.5, max_ulp=0.5, nmse=1e-9,
+            digest="0" * 16, inputs="0" * 16, message="",
+        ),
+    ),
+    skipped=(record.Skip("perplexity", "left out", asked=True),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "word"),
+    [
+        (PASSED, 0, "PASS: 1 of 1 checks"),
+        (replace(PASSED, selected=2), 1, "FAIL: 1 of 2 selected checks did not execute"),
+    ],
+    ids=["all executed", "fewer executed than selected"],
+)
+def test_exit_code_follows_the_verdict(
+    run: record.RunRecord, code: int, word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    record.save(run, tmp_path / "run.json")
+    ended, out, _ = outcome(capsys, "report", str(tmp_path / "run.json"))
+    assert ended == code
+    assert out.startswith(word)
+    assert (tmp_path / "report.html").is_file()

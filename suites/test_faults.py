@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
-from mxharness.faults import FAULTS, run_fault
+from mxharness.faults import FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_caught(fault, device):
-    result = run_fault(fault, device.name)
+def test_fault_is_caught(fault, plant):
+    result = plant(fault)
     assert result.caught, f"{fault.name} survived {result.checks} checks: {fault.symptom}"
     assert result.detector == fault.detector

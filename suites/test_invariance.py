@@ -25,9 +25,13 @@ def test_rows_do_not_depend_on_the_batch(op, device):
         for count in (count for count in ROWS if count < rows):
             for first in {0, rows - count}:
                 here = slice(first, first + count)
-                part = {name: tensor[here].clone() if name in op.row_inputs else tensor for name, tensor in inputs.items()}
+                part = {
+                    name: tensor[here].clone() if name in op.row_inputs else tensor for name, tensor in inputs.items()
+                }
                 alone = execute(op, case, device, part).outputs
                 same = digest(alone) == digest({name: tensor[here] for name, tensor in whole.items()})
-                assert same, f"{case}: {op.row_axis} {first} to {first + count - 1} differ alone and in the batch: {case!r}"
+                assert same, (
+                    f"{case}: {op.row_axis} {first} to {first + count - 1} differ alone and in the batch: {case!r}"
+                )
                 compared += 1
     assert compared > 0

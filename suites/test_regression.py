@@ -6,7 +6,6 @@ Baselines of every device class are checked, so a machine without a GPU checks a
 from __future__ import annotations
 
 import pytest
-
 from mxharness import baseline, paths
 from mxharness.execution import execute
 from mxharness.judge import digest, gates
@@ -35,4 +34,6 @@ def test_bits_are_those_of_the_baseline(op, blessed, device):
             differ.append(case)
     name = f"{blessed.device_class}/{blessed.name}"
     assert not differ, f"{len(differ)} of {compared} cases have other bits than {name}: {differ[0]!r}"
-    assert compared == len(op.cases), f"{name} holds {compared} of {len(op.cases)} cases of {op.name}; bless the new ones"
+    assert compared == len(op.cases), (
+        f"{name} holds {compared} of {len(op.cases)} cases of {op.name}; bless the new ones"
+    )

@@ -1,8 +1,8 @@
 """Run one case on a device inside poisoned, fenced memory, and report everything that is not a number.
 
-Outputs are filled with a poison byte before the launch and lie between canaries; so do inputs, whose bytes are compared
-afterwards. What a kernel leaves unwritten is then NaN (floats) or differs between two poisons (bytes), and what it writes
-outside, or into its inputs, is named.
+Outputs are filled with a poison byte before the launch and lie between canaries; so do inputs, whose bytes are
+compared afterwards. What a kernel leaves unwritten is then NaN (floats) or differs between two poisons (bytes), and
+what it writes outside, or into its inputs, is named.
 """
 
 from __future__ import annotations

@@ -171,9 +171,7 @@ FAULTS = (
         name="tail-written-past-the-end",
         seen_in="llama-orch, mxfp4_dequant.cu",
         symptom="buffer overrun: the element count is rounded up and written",
-        change=KernelChange(
-            "dequant.cu", "const int count = min(PER_THREAD, K - k);", "const int count = PER_THREAD;"
-        ),
+        change=KernelChange("dequant.cu", "const int count = min(PER_THREAD, K - k);", "const int count = PER_THREAD;"),
         op="dequant",
         detector="memory",
     ),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from mxharness import paths
 from mxharness.download import Blob, DownloadError, check, download
 from mxharness.errors import Unavailable, UserError
 
@@ -67,14 +68,6 @@ ARTEFACTS = {
 }
 
 
-def cache_folder() -> Path:
-    """Where fetched files lie: MXHARNESS_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    named = os.environ.get("MXHARNESS_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("mxharness")
-
-
 def hub_address() -> str:
     """The hub's address: HF_ENDPOINT, or Hugging Face's own."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
@@ -95,7 +88,7 @@ def artefact(name: str) -> Artefact:
 def cached(name: str) -> Path | None:
     """The artefact's file where it lies in the cache with the right bytes, else None."""
     wanted = artefact(name)
-    path = cache_folder() / wanted.file.name
+    path = paths.cache() / wanted.file.name
     return path if path.is_file() and check(path, wanted.file) is None else None
 
 
@@ -109,15 +102,15 @@ def fetch(name: str, progress: bool = True) -> Path:
     gives the file: the message names every source, why it failed, and the file to put there by hand.
     """
     wanted = artefact(name)
-    target = cache_folder() / wanted.file.name
-    partial = cache_folder() / "partial"
+    target = paths.cache() / wanted.file.name
+    partial = paths.cache() / "partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial / f"{wanted.file.name}.lock"):
             return _fetch(wanted, target, partial, progress)
     except OSError as error:
         raise UserError(
-            f"the cache folder {cache_folder()} cannot be used: {error}; MXHARNESS_CACHE names another"
+            f"the cache folder {paths.cache()} cannot be used: {error}; MXHARNESS_CACHE names another"
         ) from error
 
 

@@ -59,6 +59,6 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, layout: str) -> tuple[torch.
 
 
 def contraction(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (..., M, K) w (..., N, K)^T and |x| |w|^T, float64 (..., M, N); all else about a GEMM is rounding."""
+    """X (..., M, K) w (..., N, K)^T and |x| |w|^T, float64 (..., M, N); all else about a GEMM is rounding."""
     x, w = x.double(), w.double()
     return x @ w.mT, x.abs() @ w.abs().mT

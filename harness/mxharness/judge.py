@@ -228,7 +228,9 @@ def _describe(op: Op, gate: Gate, name: str, output: torch.Tensor, verdict: Verd
     if output.is_floating_point():
         wrong_nan = int((output.isnan() & ~verdict.want.isnan()).sum())
         wrong_inf = int((output.isinf() & verdict.bad).sum())
-        special = "".join(f", {number} of them {what}" for number, what in ((wrong_nan, "NaN"), (wrong_inf, "Inf")) if number)
+        special = "".join(
+            f", {number} of them {what}" for number, what in ((wrong_nan, "NaN"), (wrong_inf, "Inf")) if number
+        )
     distance = torch.where(verdict.bad, (output.double() - verdict.want).abs().nan_to_num(torch.inf), -1.0)
     worst_by = torch.where(verdict.bad, verdict.ratio, -1.0) if gate == "bound" else distance
     flat = int(worst_by.argmax())

@@ -52,7 +52,13 @@ class Case:
 
     def __repr__(self) -> str:
         parts = [f'"{self.op}"', repr(self.shape)]
-        for name, default in (("regime", "normal"), ("dtype", "bf16"), ("layout", "linear"), ("seed", 0), ("options", ())):
+        for name, default in (
+            ("regime", "normal"),
+            ("dtype", "bf16"),
+            ("layout", "linear"),
+            ("seed", 0),
+            ("options", ()),
+        ):
             value = getattr(self, name)
             if value != default:
                 parts.append(f"{name}={value!r}".replace("'", '"'))

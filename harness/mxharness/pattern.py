@@ -8,8 +8,8 @@ import torch
 def describe(bad: torch.Tensor) -> str:
     """One phrase for a bool tensor with at least one true element.
 
-    Among the rules that hold for every failing element, the one that covers the fewest others wins; a rule that fewer than
-    half of its elements bear out is not named.
+    Among the rules that hold for every failing element, the one that covers the fewest others wins; a rule that fewer
+    than half of its elements bear out is not named.
     """
     if bad.all():
         return "every element"
@@ -33,7 +33,11 @@ def _rules(bad: torch.Tensor, axis: int) -> list[tuple[str, torch.Tensor]]:
     size = bad.shape[axis]
     index = torch.arange(size).reshape([-1 if i == axis else 1 for i in range(bad.ndim)]).expand(bad.shape)
     name = {0: "row", bad.ndim - 1: "column"}.get(axis, f"axis-{axis} index")
-    hit = bad.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else bad.nonzero().flatten().tolist()
+    hit = (
+        bad.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad.ndim > 1
+        else bad.nonzero().flatten().tolist()
+    )
     rules: list[tuple[str, torch.Tensor]] = []
     if size == 1:
         return rules
@@ -50,7 +54,7 @@ def _rules(bad: torch.Tensor, axis: int) -> list[tuple[str, torch.Tensor]]:
                 block = blocks.pop()
                 rules.append((f"{name}s {block * tile} to {min(size, (block + 1) * tile) - 1}", index // tile == block))
     low, high = min(hit), max(hit)
-    if 0 < low and high == size - 1:
+    if low > 0 and high == size - 1:
         rules.append((f"{name}s from {low} on", index >= low))
     if high < size - 1 and low == 0:
         rules.append((f"{name}s up to {high}", index <= high))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from mxharness.device import Device
+    from mxharness.faults import Fault, FaultResult
     from mxharness.op import Case, Gate, Op, Outcome
     from mxharness.record import RunRecord
 
@@ -38,7 +39,9 @@ class Session:
     passed: int = 0
     failed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(test function, reason) -> how many of its cases."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
     device: Device | None = None
 
 
@@ -132,13 +135,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apply --op and --quick to everything that is parametrised over operators."""
     wanted = set(config.getoption("--op"))
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     seen: Counter[tuple[str, str]] = Counter()  # by operator and gate, so that --quick leaves none out
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        drop = bool(wanted) and ("op" not in params or params["op"].name not in wanted)
+        op = _parameter(item, "op")
+        drop = bool(wanted) and str(op) not in wanted
         if not drop and _is_check(item) and config.getoption("--quick"):
-            group = (params["op"].name, params["gate"])
+            group = (str(op), str(_parameter(item, "gate")))
             drop = seen[group] % QUICK != 0
             seen[group] += 1
         (dropped if drop else kept).append(item)
@@ -147,9 +151,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def _parameter(item: pytest.Item, name: str) -> object:
+    """What a parametrised test got for `name`, None where it has no such parameter."""
+    return item.callspec.params.get(name) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+
+
 def _is_check(item: pytest.Item) -> bool:
     """Whether the item is one (operator, case, gate), which must leave an Outcome."""
-    return isinstance(item, pytest.Function) and hasattr(item, "callspec") and "gate" in item.callspec.params
+    return _parameter(item, "gate") is not None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -175,7 +184,7 @@ def device(pytestconfig: pytest.Config) -> Device:
 
 
 @pytest.fixture
-def check(device: Device, request: pytest.FixtureRequest) -> Iterator[Check]:
+def check(device: Device, request: pytest.FixtureRequest) -> Check:
     """Run a case, judge it, record the verdict, and fail with the judge's message."""
     from mxharness.execution import execute
     from mxharness.judge import judge
@@ -192,7 +201,20 @@ def check(device: Device, request: pytest.FixtureRequest) -> Iterator[Check]:
             raise AssertionError(outcome.message)
         return outcome
 
-    yield run
+    return run
+
+
+@pytest.fixture
+def plant(device: Device, request: pytest.FixtureRequest) -> Callable[[Fault], FaultResult]:
+    """Plant a fault, run its operator's checks until one fails, and record what became of it."""
+    from mxharness.faults import run_fault
+
+    def run(fault: Fault) -> FaultResult:
+        result = run_fault(fault, device.name)
+        request.node.user_properties.append(("fault", asdict(result)))
+        return result
+
+    return run
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -202,12 +224,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     outcomes = [value for name, value in report.user_properties if name == "outcome"] if report.when == "call" else []
     session.outcomes += [value for value in outcomes if isinstance(value, dict)]
+    if report.when == "call":
+        session.faults += [
+            value for name, value in report.user_properties if name == "fault" and isinstance(value, dict)
+        ]
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        session.skipped.append((report.nodeid, str(reason).removeprefix("Skipped: ")))
+        session.skipped[report.nodeid.partition("[")[0], str(reason).removeprefix("Skipped: ")] += 1
     elif report.failed and not outcomes:
         session.failed += 1
-        session.failures.append((report.nodeid, report.longreprtext.strip().splitlines()[-1] if report.longreprtext else ""))
+        session.failures.append(
+            (report.nodeid, report.longreprtext.strip().splitlines()[-1] if report.longreprtext else "")
+        )
     elif report.passed and report.when == "call" and not outcomes:
         session.passed += 1
 
@@ -257,8 +285,12 @@ def _record(config: pytest.Config, session: Session) -> RunRecord:
         outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in session.outcomes),
         environment=environment.describe(device, flags=flags),
         axes={op.name: op.axes for op in OPS},
-        filters=(*(f"--op {name}" for name in config.getoption("--op")), *(["--quick"] if config.getoption("--quick") else [])),
-        skipped=tuple(Skip(what, why) for what, why in session.skipped),
+        filters=(
+            *(f"--op {name}" for name in config.getoption("--op")),
+            *(["--quick"] if config.getoption("--quick") else []),
+        ),
+        skipped=tuple(Skip(what, why, count=count) for (what, why), count in session.skipped.items()),
+        faults=tuple(session.faults) or None,
         tests=OtherTests(
             passed=session.passed,
             failed=session.failed,
@@ -283,6 +315,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         good = sum(row["passed"] for row in rows)
         elements = sum(row["elements"] for row in rows)
         worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate == "bound" else ""
-        terminalreporter.write_line(f"{op:10} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}")
-    for what, why in session.skipped:
-        terminalreporter.write_line(f"did not happen: {why} ({what})")
+        terminalreporter.write_line(
+            f"{op:10} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
+        )
+    for (what, why), count in session.skipped.items():
+        terminalreporter.write_line(f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})")

@@ -1,8 +1,8 @@
 """Does this device's matrix instruction follow the model of docs/tensor_core.md? Any user can ask their own GPU.
 
 The operator `mma` is run on random, wide-range, positive, subnormal and overflowing data and compared bit for bit with
-tensor_core.mma. Neighbouring models (other step lengths, other fraction bits) must mismatch on the same data, or the data
-could not have told them apart and the probe proves nothing.
+tensor_core.mma. Neighbouring models (other step lengths, other fraction bits) must mismatch on the same data, or the
+data could not have told them apart and the probe proves nothing.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def run_probe(device_name: str = "auto", seeds: int = 64) -> ProbeResult:
     blind = [name for name, share in shares.items() if share == 0]
     passed = mismatches == 0 and not blind
     message = (
-        f"{'PASS' if passed else 'FAIL'}: {mismatches} of {total} results on {device.device_class} differ from the model "
-        f"(steps of 16, 25 fraction bits, truncation); neighbouring models differ in "
+        f"{'PASS' if passed else 'FAIL'}: {mismatches} of {total} results on {device.device_class} differ from the "
+        f"model (steps of 16, 25 fraction bits, truncation); neighbouring models differ in "
         f"{min(shares.values()):.2%} to {max(shares.values()):.2%}"
     )
     if blind:

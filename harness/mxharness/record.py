@@ -38,6 +38,8 @@ class Skip:
     why: str
     asked: bool = False
     """True where the caller left it out on purpose (a flag), False where the machine lacks something."""
+    count: int = 1
+    """Tests that this line stands for."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ def verdict(record: RunRecord) -> Verdict:
     if record.faults is not None:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         parts.append(f"{caught} of {len(record.faults)} planted faults caught")
-    if record.skipped or record.tests.skipped:
-        parts.append(f"{len(record.skipped) + record.tests.skipped} skipped")
+    skipped = sum(skip.count for skip in record.skipped) + record.tests.skipped
+    if skipped:
+        parts.append(f"{skipped} skipped")
     if reasons:
         return Verdict(False, f"FAIL: {'; '.join((*reasons, *parts))}", reasons)
     return Verdict(True, f"PASS: {'; '.join(parts)}", ())

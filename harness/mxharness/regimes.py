@@ -31,7 +31,7 @@ def generator(case: Case, what: str = "") -> Generator:
 
 
 def _signs(rng: Generator, shape: tuple[int, ...]) -> Floats:
-    return rng.integers(0, 2, shape) * 2.0 - 1.0
+    return rng.choice([-1.0, 1.0], shape)
 
 
 def _wide(rng: Generator, shape: tuple[int, ...], span: int) -> Floats:
@@ -72,7 +72,7 @@ def bias(case: Case, N: int) -> torch.Tensor:
 
 
 def _exact_spread(K: int) -> int:
-    """Largest spread of scale exponents for which K products of |x| <= 4 with codes, and a bias, stay below 2^24 quanta."""
+    """Largest spread of scale exponents for which K products of |x| <= 4, and a bias, stay below 2^24 quanta."""
     return int(np.floor(np.log2((2.0**24 - 8) / (K * 4 * 6 / 0.5))))
 
 
@@ -132,7 +132,9 @@ def _ties(rng: Generator, shape: tuple[int, ...]) -> Floats:
     x = points[rng.integers(0, len(points), shape)] * _signs(rng, shape)
     x = x.astype(np.float32)
     nudge = rng.integers(0, 3, shape)
-    x = np.where(nudge == 1, np.nextafter(x, np.float32(np.inf)), np.where(nudge == 2, np.nextafter(x, np.float32(-np.inf)), x))
+    x = np.where(
+        nudge == 1, np.nextafter(x, np.float32(np.inf)), np.where(nudge == 2, np.nextafter(x, np.float32(-np.inf)), x)
+    )
     return np.ldexp(x.astype(np.float64), int(rng.integers(-8, 9)))
 
 

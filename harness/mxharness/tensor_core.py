@@ -53,8 +53,8 @@ def _truncate_to_float32(x: Floats) -> Floats:
 def mma(c: Floats, a: Floats, b: Floats, dtype: str, unit: Unit = HOPPER) -> Floats:
     """D = C + A B^T over a chain of steps.
 
-    a (..., M, K) and b (..., N, K) hold values of `dtype` ("bf16" or "fp16"), c (..., M, N) float32 values; all given as
-    float64. K a multiple of the unit's step. Returns (..., M, N) float32 values as float64.
+    a (..., M, K) and b (..., N, K) hold values of `dtype` ("bf16" or "fp16"), c (..., M, N) float32 values; all given
+    as float64. K a multiple of the unit's step. Returns (..., M, N) float32 values as float64.
     """
     smallest = SMALLEST_EXPONENT[dtype]
     exponent_a, exponent_b = _exponent(a, smallest), _exponent(b, smallest)
@@ -79,7 +79,7 @@ def _round_to_float32(x: Floats) -> Floats:
 
 
 def gemm(x: Floats, codes: Floats, scales: Floats, dtype: str) -> Floats:
-    """x (M, K) times weights codes * scales in the canonical order; the exact float32 bits, as float64 (M, N).
+    """X (M, K) times weights codes * scales in the canonical order; the exact float32 bits, as float64 (M, N).
 
     codes (N, K) decoded E2M1 values, scales (N, K/32) powers of two or NaN; both float64.
     """

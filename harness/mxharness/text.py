@@ -17,8 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mxharness import paths
 from mxharness.errors import Unavailable, UserError
-from mxharness.fetch import cache_folder, hub_address, hub_is_off
+from mxharness.fetch import hub_address, hub_is_off
 
 WIKITEXT2_SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
 WIKITEXT2_LABEL = "WikiText-2 raw test"
@@ -92,7 +93,7 @@ def _embedded() -> Text:
 
 def _wikitext2() -> Text:
     named = os.environ.get(_ENVIRONMENT)
-    kept = cache_folder() / "wiki.test.raw"
+    kept = paths.cache() / "wiki.test.raw"
     if named:
         if not Path(named).is_file():
             raise UserError(f"{_ENVIRONMENT} names {named}, and there is no such file")
@@ -133,7 +134,7 @@ def _local(path: Path) -> Text:
             kind,
             data_files={"test": str(path.resolve())},
             split="test",
-            cache_dir=str(cache_folder() / "datasets"),
+            cache_dir=str(paths.cache() / "datasets"),
             **options,
         )
         texts = list(rows["text"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from mxharness.device import cuda, host, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
@@ -20,7 +19,7 @@ def cpu():
 
 
 def test_unknown_device_lists_what_exists():
-    with pytest.raises(UserError, match="no device 'tpu'; there are host, cuda and auto"):
+    with pytest.raises(UserError, match=r"no device 'tpu'; there are host, cuda and auto"):
         open_device("tpu")
 
 
@@ -67,22 +66,24 @@ def test_compile_error_is_one_sentence():
 
 
 def test_replacing_what_is_not_there_once_is_an_error():
-    with pytest.raises(UserError, match="occurs 0 times in kernels/gemm.cu, it must occur once"):
+    with pytest.raises(UserError, match=r"occurs 0 times in kernels/gemm.cu, it must occur once"):
         shipped().replaced("gemm.cu", "no such text", "")
-    with pytest.raises(UserError, match="no kernel file 'nothing.cu'; there are dequant.cu"):
+    with pytest.raises(UserError, match=r"no kernel file 'nothing.cu'; there are dequant.cu"):
         shipped().replaced("nothing.cu", "", "")
 
 
 def test_wrong_kernel_and_arguments_are_refused(cpu):
-    with pytest.raises(UserError, match="kernels/mma.cu has no kernel 'nothing'; there are mma_bf16, mma_fp16"):
+    with pytest.raises(UserError, match=r"kernels/mma.cu has no kernel 'nothing'; there are mma_bf16, mma_fp16"):
         cpu.launch("mma.cu", "nothing", (1,), (32,))
-    with pytest.raises(UserError, match="mma_bf16: argument 4 has 8 bytes, the kernel takes 4"):
+    with pytest.raises(UserError, match=r"mma_bf16: argument 4 has 8 bytes, the kernel takes 4"):
         cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None, None, None, None, np.int64(16))
-    with pytest.raises(UserError, match="mma_bf16 takes more than the 1 arguments given"):
+    with pytest.raises(UserError, match=r"mma_bf16 takes more than the 1 arguments given"):
         cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None)
-    with pytest.raises(UserError, match="mma_bf16 takes 5 arguments, 6 were given"):
+    with pytest.raises(UserError, match=r"mma_bf16 takes 5 arguments, 6 were given"):
         cpu.launch("mma.cu", "mma_bf16", (1,), (32,), None, None, None, None, 16, 16)
-    with pytest.raises(UserError, match="a kernel argument must be a tensor, int, numpy.int64, float or None, not str"):
+    with pytest.raises(
+        UserError, match=r"a kernel argument must be a tensor, int, numpy.int64, float or None, not str"
+    ):
         cpu.launch("mma.cu", "mma_bf16", (1,), (32,), "text")
 
 

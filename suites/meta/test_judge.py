@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from mxharness.execution import Execution
 from mxharness.judge import digest, gates, judge
 from mxharness.op import Case

@@ -18,9 +18,20 @@ def test_exact(op, case, gate, check):
 
 
 def run(folder, text, *arguments):
-    """pytest in a process of its own on one file; (exit code, output, record or None)."""
+    """Pytest in a process of its own on one file; (exit code, output, record or None)."""
     (folder / "test_it.py").write_text(text)
-    command = [sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder), "-p", "mxharness.plugin"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(folder),
+        "-p",
+        "mxharness.plugin",
+    ]
     command += ["-p", "no:cacheprovider", "--device", "host", "--report", str(folder), "-q", *arguments, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     record = folder / "run.json"
@@ -43,7 +54,9 @@ def test_workers_report_to_the_controller(tmp_path):
 
 
 def test_a_check_that_never_judges_fails_the_run(tmp_path):
-    silent = GOOD.replace("    check(op, case, gate)", "    if case.seed == 0 and case.dtype == 'fp16': return\n    check(op, case, gate)")
+    silent = GOOD.replace(
+        "    check(op, case, gate)", "    if case.seed == 0 and case.dtype == 'fp16': return\n    check(op, case, gate)"
+    )
     code, output, record = run(tmp_path, silent, "--op", "dequant")
     assert code == 1
     assert "selected checks did not execute" in output
@@ -51,7 +64,9 @@ def test_a_check_that_never_judges_fails_the_run(tmp_path):
 
 
 def test_a_skipped_check_fails_the_run(tmp_path):
-    code, output, _ = run(tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant")
+    code, output, _ = run(
+        tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant"
+    )
     assert code == 1
     assert "did not happen: no time" in output
 

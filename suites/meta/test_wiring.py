@@ -15,7 +15,11 @@ PACKAGE = Path(mxharness.__file__).parent
 
 
 def modules():
-    return {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py") if "_bundle" not in path.parts}
+    return {
+        path.relative_to(PACKAGE).as_posix(): path.read_text()
+        for path in PACKAGE.rglob("*.py")
+        if "_bundle" not in path.parts
+    }
 
 
 def importers(name):
@@ -50,7 +54,9 @@ def test_one_door_a_package():
 
 def test_operators_do_not_know_devices_and_devices_not_operators():
     ops = {path for path in modules() if path.startswith("ops/")}
-    assert not ops & (importers("mxharness.device.cuda") | importers("mxharness.device.host") | importers("mxharness.judge"))
+    assert not ops & (
+        importers("mxharness.device.cuda") | importers("mxharness.device.host") | importers("mxharness.judge")
+    )
     assert not {path for path in importers("mxharness.ops") if path.startswith("device/")}
 
 

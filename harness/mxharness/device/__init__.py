@@ -23,7 +23,7 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """"host" or "cuda"."""
+        """Either "host" or "cuda"."""
 
     @property
     def device_class(self) -> str:
@@ -31,7 +31,7 @@ class Device(Protocol):
 
     @property
     def arithmetic(self) -> str:
-        """"tensor-core" (bit for bit) or "float32" (the host's fast mode, other bits)."""
+        """Either "tensor-core" (bit for bit) or "float32" (the host's fast mode, other bits)."""
 
     @property
     def torch_device(self) -> torch.device:

@@ -42,7 +42,7 @@ def nvcc() -> str | None:
 
 @cache
 def nvcc_version() -> str:
-    """nvcc's own version line."""
+    """Nvcc's own version line."""
     tool = nvcc()
     if tool is None:
         raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
@@ -60,11 +60,24 @@ def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
 
     def build(out: Path) -> None:
         folder = sources.folder()
-        command = [tool, "--cubin", "-arch", architecture, *FLAGS, "-I", str(folder), "-o", str(out), str(folder / name)]
+        command = [
+            tool,
+            "--cubin",
+            "-arch",
+            architecture,
+            *FLAGS,
+            "-I",
+            str(folder),
+            "-o",
+            str(out),
+            str(folder / name),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-            raise UserError(f"kernels/{name} does not compile for {architecture}: {errors[0] if errors else 'no message'}")
+            raise UserError(
+                f"kernels/{name} does not compile for {architecture}: {errors[0] if errors else 'no message'}"
+            )
 
     return compiled("cubin", ".cubin", key, build)
 
@@ -72,12 +85,12 @@ def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
 @cache
 def _stream() -> Any:  # noqa: ANN401  pycuda has no type stubs
     """The harness's stream, one for the process: torch keeps using it when a device is gone."""
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves its CUDA module without types
     import pycuda.autoprimaryctx  # joins torch's primary context
     import pycuda.driver
 
     stream = pycuda.driver.Stream()
-    torch.cuda.set_stream(torch.cuda.ExternalStream(stream.handle))
+    torch.cuda.set_stream(torch.cuda.ExternalStream(stream.handle))  # type: ignore[no-untyped-call]  # as above
     return stream
 
 
@@ -123,7 +136,7 @@ class CudaDevice:
         except self._driver.Error as error:
             raise KernelFailure(f"a kernel failed on the GPU: {error}") from error
 
-    def function(self, source: str, kernel: str) -> Any:
+    def function(self, source: str, kernel: str) -> Any:  # noqa: ANN401  pycuda has no type stubs
         """PyCUDA's function object: num_regs, local_size_bytes, shared_size_bytes are readable on it."""
         if source not in self._modules:
             cubin = compile_cubin(self.sources, source, self._architecture)
@@ -141,13 +154,15 @@ def _value(argument: object) -> np.generic:
             return np.uintp(argument.data_ptr())
         case None:
             return np.uintp(0)
-        case np.int64():
-            return argument
+        case np.integer():
+            return np.int64(argument)
         case bool() | int():
             return np.int32(argument)
         case float():
             return np.float32(argument)
-    raise UserError(f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}")
+    raise UserError(
+        f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
+    )
 
 
 def open_device(sources: Sources | None = None) -> CudaDevice:

@@ -63,8 +63,8 @@ def headers() -> Path:
     if home := os.environ.get("CUDA_HOME"):
         candidates.append(Path(home) / "include")
     spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        candidates += [Path(folder) / "cu13" / "include", Path(folder) / "cuda_runtime" / "include"]
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        candidates += [Path(place) / "cu13" / "include", Path(place) / "cuda_runtime" / "include"]
     if nvcc := shutil.which("nvcc"):
         candidates.append(Path(nvcc).resolve().parent.parent / "include")
     candidates.append(TOOLKIT / "include")
@@ -72,7 +72,8 @@ def headers() -> Path:
         if (folder / "cuda_fp16.h").exists() and (folder / "cuda_bf16.h").exists():
             return folder
     raise Unavailable(
-        "the host device needs NVIDIA's headers (cuda_fp16.h); pip install 'nvidia-cuda-runtime>=13,<14' 'nvidia-cuda-crt>=13,<14' 'nvidia-cuda-cccl>=13,<14', or set CUDA_HOME"
+        "the host device needs NVIDIA's headers (cuda_fp16.h); pip install 'nvidia-cuda-runtime>=13,<14' "
+        "'nvidia-cuda-crt>=13,<14' 'nvidia-cuda-cccl>=13,<14', or set CUDA_HOME"
     )
 
 
@@ -82,7 +83,9 @@ def _include() -> tuple[str, ...]:
 
 @cache
 def _tool_key() -> tuple[str, ...]:
-    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
+        0
+    ]
     header_size = str((headers() / "cuda_fp16.h").stat().st_size)
     return (compiler(), version, str(headers()), header_size, _cpu())
 
@@ -109,7 +112,9 @@ def _runtime(folder: str) -> ctypes.CDLL:
     include = ["-I", folder, "-I", str(source.parent), *_include()]
     command = [compiler(), *FLAGS, "-pthread", *include, str(source)]
     text = source.read_text() + (source.parent / "cuda_on_cpu.h").read_text()
-    path = compiled("host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp"))
+    path = compiled(
+        "host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp")
+    )
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     library.cpu_set_threads(len(os.sched_getaffinity(0)))
     return library
@@ -118,8 +123,9 @@ def _runtime(folder: str) -> ctypes.CDLL:
 def compile_library(sources: Sources, name: str, *, fast: bool) -> Path:
     """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise."""
     folder = sources.folder()
+    signature = "(const unsigned* grid, const unsigned* block, void* const* arguments)"
     entries = "".join(
-        f'extern "C" CPU_SHARED const char* launch_{kernel}(const unsigned* grid, const unsigned* block, void* const* arguments) '
+        f'extern "C" CPU_SHARED const char* launch_{kernel}{signature} '
         f"{{ return cpu::run(grid, block, cpu::Entry<&{kernel}>::body, arguments); }}\n"
         f'extern "C" CPU_SHARED const unsigned* sizes_{kernel}() {{ return cpu::Entry<&{kernel}>::sizes; }}\n'
         for kernel in sources.kernels(name)
@@ -156,11 +162,15 @@ class HostDevice:
     def launch(
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
-        """Run the kernel to its end. UserError for arguments it does not take, KernelFailure for a block that never ends."""
+        """Run the kernel to its end.
+
+        UserError for arguments it does not take, KernelFailure for a block that never ends.
+        """
         library = self._library(source)
         size_function = getattr(library, f"sizes_{kernel}", None)
         if size_function is None:
-            raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {', '.join(self.sources.kernels(source))}")
+            known = ", ".join(self.sources.kernels(source))
+            raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
         values = [_value(argument) for argument in arguments]
         sizes = size_function()
@@ -197,13 +207,15 @@ def _value(argument: object) -> ctypes._SimpleCData[int] | ctypes._SimpleCData[f
             return ctypes.c_void_p(argument.data_ptr())
         case None:
             return ctypes.c_void_p(0)
-        case np.int64():
+        case np.integer():
             return ctypes.c_int64(int(argument))
         case bool() | int():
             return ctypes.c_int32(argument)
         case float():
             return ctypes.c_float(argument)
-    raise UserError(f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}")
+    raise UserError(
+        f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
+    )
 
 
 def open_device(sources: Sources | None = None, *, fast: bool = False) -> HostDevice:

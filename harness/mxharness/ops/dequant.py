@@ -25,7 +25,11 @@ DTYPES = ("fp32", "bf16", "fp16")
 CASES = (
     *(Case("dequant", (256, 64), regime="cells", dtype=dtype) for dtype in DTYPES),
     *(Case("dequant", (3, K), regime="codes", dtype=dtype) for K in (1, 8, 31, 33, 45, 72, 2880) for dtype in DTYPES),
-    *(Case("dequant", (4, 96), regime="codes", dtype="fp32", layout=layout) for layout in mxfp4.LAYOUTS if layout != "linear"),
+    *(
+        Case("dequant", (4, 96), regime="codes", dtype="fp32", layout=layout)
+        for layout in mxfp4.LAYOUTS
+        if layout != "linear"
+    ),
     Case("dequant", (300, 100), regime="codes"),  # rows that are not 16-byte aligned, more than one thread block
 )
 
@@ -39,7 +43,7 @@ def make_inputs(case: Case) -> Tensors:
 
 
 def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
-    """y (R, K): the exact value, rounded once."""
+    """Y (R, K): the exact value, rounded once."""
     R, K = case.shape
     codes, scales = regimes.blocks(case, (R, -(-K // 32) * 32))  # what make_inputs packed
     exact = reference.decode(mxfp4.unpack(codes), scales)[:, :K]
@@ -77,7 +81,9 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
 def fuzz() -> st.SearchStrategy[Case]:
     """Any rows and columns, every layout and dtype."""
     return st.builds(
-        lambda R, K, dtype, layout, seed: Case("dequant", (R, K), regime="codes", dtype=dtype, layout=layout, seed=seed),
+        lambda R, K, dtype, layout, seed: Case(
+            "dequant", (R, K), regime="codes", dtype=dtype, layout=layout, seed=seed
+        ),
         st.integers(1, 20),
         st.integers(1, 200),
         st.sampled_from(DTYPES),
@@ -94,7 +100,9 @@ OP = Op(
     make_inputs=make_inputs,
     golden=golden,
     launch=launch,
-    tolerance=Tolerance(why="every decoded value is exact or rounded once", source="OCP MX 1.0, sections 5.3.3 and 5.4.1"),
+    tolerance=Tolerance(
+        why="every decoded value is exact or rounded once", source="OCP MX 1.0, sections 5.3.3 and 5.4.1"
+    ),
     fuzz=fuzz,
     row_axis="R",
     row_inputs=("data", "scales"),

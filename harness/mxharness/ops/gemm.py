@@ -48,7 +48,7 @@ CASES = (
 
 
 def make_inputs(case: Case) -> Tensors:
-    """x (M, K), codes (N, K/2), scales (N, K/32), and bias (N) float32 where the case has one."""
+    """X (M, K), codes (N, K/2), scales (N, K/32), and bias (N) float32 where the case has one."""
     M, N, K = case.shape
     codes, scales = regimes.weights(case, (N, K))
     inputs = {"x": regimes.activations(case, (M, K)), "codes": codes, "scales": scales}
@@ -58,7 +58,7 @@ def make_inputs(case: Case) -> Tensors:
 
 
 def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
-    """y (M, N): chain of a chunk and the sum of the chunks, one more for the bias."""
+    """Y (M, N): chain of a chunk and the sum of the chunks, one more for the bias."""
     # Through float32: a weight past its range is Inf by the format's policy (docs/format.md).
     weights = reference.decode(mxfp4.unpack(inputs["codes"]), inputs["scales"]).to(torch.float32)
     value, magnitude = reference.contraction(inputs["x"], weights)
@@ -87,7 +87,9 @@ def matmul(
         raise UserError(f"gemm takes bfloat16 or float16 and gives the same or float32, not {x.dtype} to {out_dtype}")
     N, K = codes.shape[0], codes.shape[1] * 2
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != K:
-        raise UserError(f"x must be (M, {K}) with at least one row to meet codes {tuple(codes.shape)}, not {tuple(x.shape)}")
+        raise UserError(
+            f"x must be (M, {K}) with at least one row to meet codes {tuple(codes.shape)}, not {tuple(x.shape)}"
+        )
     if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (N,)):
         raise UserError(f"bias must be float32 of shape ({N},), not {bias.dtype} {tuple(bias.shape)}")
     check_tensors(device, x=x, codes=codes, scales=scales, bias=bias)

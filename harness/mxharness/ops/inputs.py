@@ -16,9 +16,13 @@ def check_tensors(device: Device, **tensors: torch.Tensor | None) -> None:
         if tensor.device.type != device.torch_device.type:
             raise UserError(f"{name} is on {tensor.device}, the kernels run on {device.torch_device}")
         if not tensor.is_contiguous():
-            raise UserError(f"{name} must be contiguous, it has strides {tensor.stride()} for shape {tuple(tensor.shape)}")
+            raise UserError(
+                f"{name} must be contiguous, it has strides {tensor.stride()} for shape {tuple(tensor.shape)}"
+            )
         if name != "scales" and tensor.data_ptr() % 16:
-            raise UserError(f"{name} must be 16-byte aligned, its address is {tensor.data_ptr() % 16} past a multiple of 16")
+            raise UserError(
+                f"{name} must be 16-byte aligned, its address is {tensor.data_ptr() % 16} past a multiple of 16"
+            )
 
 
 def check_weights(codes: torch.Tensor, scales: torch.Tensor) -> None:
@@ -28,5 +32,6 @@ def check_weights(codes: torch.Tensor, scales: torch.Tensor) -> None:
     fits = codes.ndim == scales.ndim == 2 and codes.shape == (scales.shape[0], scales.shape[1] * 16)
     if not fits or 0 in codes.shape:
         raise UserError(
-            f"codes must be (N, K/2) and scales (N, K/32), not empty; got {tuple(codes.shape)} and {tuple(scales.shape)}"
+            "codes must be (N, K/2) and scales (N, K/32) with N and K above 0, "
+            f"not {tuple(codes.shape)} and {tuple(scales.shape)}"
         )

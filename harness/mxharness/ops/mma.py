@@ -30,7 +30,7 @@ CASES = (
 
 
 def make_inputs(case: Case) -> Tensors:
-    """a (P, 16, K), b (P, 8, K) of the case's dtype, c (P, 16, 8) float32."""
+    """A (P, 16, K), b (P, 8, K) of the case's dtype, c (P, 16, 8) float32."""
     a, b, c = regimes.operands(case, *case.shape)
     return {"a": a, "b": b, "c": c}
 

@@ -151,8 +151,8 @@ PASSED = record.RunRecord(
     outcomes=(
         Outcome(
             case="gemm-1x1x32-bf16-normal-s0", op="gemm", shape=(1, 1, 32), dtype="bf16", regime="normal",
-            device="host", gate="bound", passed=True, elements=1, bad=0, nan=0, inf=0, ratio=0.5, max_ulp=0.5, nmse=1e-9,
-            digest="0" * 16, inputs="0" * 16, message="",
+            device="host", gate="bound", passed=True, elements=1, bad=0, nan=0, inf=0, ratio=0.5, max_ulp=0.5,
+            nmse=1e-9, digest="0" * 16, inputs="0" * 16, message="",
         ),
     ),
     skipped=(record.Skip("perplexity", "left out", asked=True),),

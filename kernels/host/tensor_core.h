@@ -98,11 +98,6 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
 template <int columns>
 inline void step_row(float* __restrict c, const float* __restrict a, const int* __restrict a_exponent,
                      const float* __restrict b, const int* __restrict b_exponent, int smallest) {
-#ifdef CPU_FLOAT32_MMA
-    (void)a_exponent, (void)b_exponent, (void)smallest;
-    for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < columns; ++n) c[n] = std::fma(a[k], b[k * columns + n], c[n]);
-#else
     int largest[columns];
     for (int n = 0; n < columns; ++n) largest[n] = exponent_of(c[n], -126);
     for (int k = 0; k < 16; ++k)
@@ -145,43 +140,56 @@ inline void step_row(float* __restrict c, const float* __restrict a, const int* 
         std::memcpy(&unit, &unit_bits, 8);
         c[n] = static_cast<float>(truncated * unit);
     }
-#endif
 }
 
 // The warp-wide operation behind mma_step: gathers the fragments of 32 lanes, computes, scatters the result.
+// A register holds two neighbours (k of the operands, columns of d), so both move together.
 template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
-    constexpr int rows = 16 * MT, columns = 8 * NT, smallest = Operand<T>::smallest_exponent;
+    constexpr int rows = 16 * MT, columns = 8 * NT;
+    alignas(64) std::uint32_t a_pairs[rows][8], b_pairs[8][columns];
     alignas(64) float a[rows][16], b[16][columns], d[rows][columns];
-    alignas(64) int a_exponent[rows][16], b_exponent[16][columns];
     for (int lane = 0; lane < 32; ++lane) {
         const auto& tile = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
         const int g = lane / 4, t = lane % 4;
-        for (int half = 0; half < 2; ++half) {  // the element within a register
-            const int bit = 16 * half;
-            for (int i = 0; i < MT; ++i)
-                for (int r = 0; r < 4; ++r)
-                    a[16 * i + g + 8 * (r & 1)][2 * t + half + 8 * (r >> 1)] = Operand<T>::widen(tile.a[i][r] >> bit & 0xffffu);
-            for (int j = 0; j < NT; ++j)
-                for (int r = 0; r < 2; ++r)
-                    b[2 * t + half + 8 * r][8 * j + g] = Operand<T>::widen(tile.b[j][r] >> bit & 0xffffu);
-        }
+        for (int i = 0; i < MT; ++i)
+            for (int r = 0; r < 4; ++r) a_pairs[16 * i + g + 8 * (r & 1)][t + 4 * (r >> 1)] = tile.a[i][r];
+        for (int j = 0; j < NT; ++j)
+            for (int r = 0; r < 2; ++r) b_pairs[t + 4 * r][8 * j + g] = tile.b[j][r];
         for (int i = 0; i < MT; ++i)
             for (int j = 0; j < NT; ++j)
-                for (int r = 0; r < 4; ++r)
-                    d[16 * i + g + 8 * (r >> 1)][8 * j + 2 * t + (r & 1)] = tile.d[i][j][r];
+                for (int half = 0; half < 2; ++half)
+                    std::memcpy(&d[16 * i + g + 8 * half][8 * j + 2 * t], &tile.d[i][j][2 * half], 8);
     }
+    for (int m = 0; m < rows; ++m)
+        for (int pair = 0; pair < 8; ++pair) {
+            a[m][2 * pair] = Operand<T>::widen(a_pairs[m][pair] & 0xffffu);
+            a[m][2 * pair + 1] = Operand<T>::widen(a_pairs[m][pair] >> 16);
+        }
+    for (int pair = 0; pair < 8; ++pair)
+        for (int n = 0; n < columns; ++n) {
+            b[2 * pair][n] = Operand<T>::widen(b_pairs[pair][n] & 0xffffu);
+            b[2 * pair + 1][n] = Operand<T>::widen(b_pairs[pair][n] >> 16);
+        }
+#ifdef CPU_FLOAT32_MMA
+    for (int m = 0; m < rows; ++m)
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < columns; ++n) d[m][n] = std::fma(a[m][k], b[k][n], d[m][n]);
+#else
+    constexpr int smallest = Operand<T>::smallest_exponent;
+    alignas(64) int a_exponent[rows][16], b_exponent[16][columns];
     for (int m = 0; m < rows; ++m)
         for (int k = 0; k < 16; ++k) a_exponent[m][k] = exponent_of(a[m][k], smallest);
     for (int k = 0; k < 16; ++k)
         for (int n = 0; n < columns; ++n) b_exponent[k][n] = exponent_of(b[k][n], smallest);
     for (int m = 0; m < rows; ++m) step_row<columns>(d[m], a[m], a_exponent[m], b[0], b_exponent[0], smallest);
+#endif
     for (int lane = 0; lane < 32; ++lane) {
         const auto& tile = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
         const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < MT; ++i)
             for (int j = 0; j < NT; ++j)
-                for (int r = 0; r < 4; ++r)
-                    tile.d[i][j][r] = d[16 * i + g + 8 * (r >> 1)][8 * j + 2 * t + (r & 1)];
+                for (int half = 0; half < 2; ++half)
+                    std::memcpy(&tile.d[i][j][2 * half], &d[16 * i + g + 8 * half][8 * j + 2 * t], 8);
     }
 }
 

@@ -156,13 +156,13 @@ def perplexity(
 def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
     """The perplexity row of a run record: `model` three ways on the default text, judged.
 
-    windows: None for the default number. On the host device the kernels run in the float32 mode, which is faster.
+    windows: None for the default number.
     Raises UserError where the model or what reads it cannot be had.
     """
     from mxharness import perplexity as measuring
     from mxharness.device import open_device
 
-    opened = open_device(device, fast=device == "host")
+    opened = open_device(device)
     file, words = _load(model, "auto")
     try:
         triple = measuring.triple(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 REPORT = "report.html"
-HOST_WINDOWS = 2
+HOST_WINDOWS = 4
 """Windows of text on the host device, where each takes most of a minute on two cores."""
 
 _USAGE, _NOTHING = 4, 5  # pytest's exit codes for bad arguments and for an empty selection

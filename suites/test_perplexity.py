@@ -69,6 +69,7 @@ def test_windows_of_512_and_their_scored_tokens() -> None:
     assert sum(span.stop - span.first for span in half) == 592 * 255
     assert sum(span.stop - span.first for span in every) == 302_512
     assert [span.start // 512 for span in select(half, 64)] == list(range(0, 568, 9))
+    assert [span.start // 512 for span in select(half, 444)] == [i for i in range(592) if i % 4 != 3]
     assert select(half, None) == select(half, 592) == select(half, 1000) == half
     with pytest.raises(UserError, match="cannot measure 0 windows"):
         select(half, 0)

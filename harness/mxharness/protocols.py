@@ -65,10 +65,13 @@ def spans(protocol: Protocol, tokens: int) -> tuple[Span, ...]:
 
 
 def select(windows: Sequence[Span], count: int | None) -> tuple[Span, ...]:
-    """`count` evenly spaced windows, (0, 9, .., 567) for 64 of 592; all of them for None or where there are fewer."""
+    """`count` evenly spaced windows, (0, 9, .., 567) for 64 of 592; all of them for None or where there are fewer.
+
+    More than half of the windows have no whole step between them: the gaps are then spread evenly.
+    """
     if count is not None and count < 1:
         raise UserError(f"cannot measure {count} windows; take 1 or more, or all")
     if count is None or count >= len(windows):
         return tuple(windows)
     step = len(windows) // count
-    return tuple(windows[i * step] for i in range(count))
+    return tuple(windows[i * step if step > 1 else i * len(windows) // count] for i in range(count))

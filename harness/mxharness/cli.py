@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command's module, so `--help` 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with `arguments` (default: the process's own) and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in arguments  # looked up here because a parse error comes before the option's value is known
+    code = common.USAGE
     try:
         code = commands.main(args=arguments, prog_name="mxharness", standalone_mode=False)
     except click.ClickException as error:
@@ -46,15 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             common.print_json({"error": error.format_message()})
         else:
             error.show()
-        code = common.USAGE
     except (UserError, ModuleNotFoundError) as error:
-        message = str(error) if isinstance(error, UserError) else common.missing_package(error)
-        if as_json:
-            common.print_json({"error": message})
-        else:
-            click.echo(f"mxharness: {message}", err=True)
-        code = common.USAGE
+        _say(str(error) if isinstance(error, UserError) else common.missing_package(error), as_json)
+    except BrokenPipeError:  # the reader of our output has gone, `| head` for one; Python would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a cache folder that cannot be written
+        _say(common.file_error(error), as_json)
     except click.Abort:
-        click.echo("mxharness: interrupted", err=True)
+        _say("interrupted", as_json)
         code = 130
     sys.exit(code)
+
+
+def _say(message: str, as_json: bool) -> None:
+    if as_json:
+        common.print_json({"error": message})
+    else:
+        click.echo(f"mxharness: {message}", err=True)

@@ -19,6 +19,7 @@ from mxharness.record import Labelled, RunRecord, Verdict, is_right, verdict, wr
 GATES = ("exact", "exact-arithmetic", "predicted", "bound")
 
 _MOST_FAILURES = 50
+_FEW = 5
 _MOST_CHANGES = 200
 _CLOSEST = 10
 _PERPLEXITY = (*LABELS, "perplexity", "tokens_per_second")
@@ -61,6 +62,7 @@ def render(record: RunRecord, comparison: Comparison | None = None) -> str:
         duration=_duration(record.seconds),
         sections=_sections(record, comparison),
         failures=failures[:_MOST_FAILURES],
+        smallest=smallest(record) if len(failures) > _FEW else [],
         failures_left=max(0, len(failures) - _MOST_FAILURES),
         moved=moved[:_MOST_CHANGES],
         moved_left=max(0, len(moved) - _MOST_CHANGES),
@@ -96,6 +98,15 @@ def _severity(outcome: Outcome) -> tuple[bool, float, str]:
     """Sorts NaN first, then by how far past the gate."""
     ratio = math.inf if math.isnan(outcome.ratio) else outcome.ratio
     return outcome.nan + outcome.inf == 0, -ratio, outcome.case
+
+
+def smallest(record: RunRecord) -> list[Outcome]:
+    """Per operator, the failed check with the fewest elements: where to start."""
+    failures = [outcome for outcome in record.outcomes if not is_right(outcome)]
+    first: dict[str, Outcome] = {}
+    for outcome in sorted(failures, key=lambda outcome: (outcome.elements, _severity(outcome))):
+        first.setdefault(outcome.op, outcome)
+    return list(first.values())
 
 
 def _moved(comparison: Comparison | None) -> list[Change]:

@@ -140,7 +140,8 @@ def _local(path: Path) -> Text:
         texts = list(rows["text"])
     except Exception as error:  # datasets raises what its readers, pyarrow and pandas raise
         cause = error.__cause__ or error
-        raise UserError(f"{path} cannot be read as a {kind} file with a column 'text': {cause}") from error
+        wanted = "a parquet file with a column 'text'" if kind == "parquet" else "UTF-8 text"
+        raise UserError(f"{path} cannot be read as {wanted}: {cause}") from error
     return _text(path.name, join_rows(texts) if kind == "parquet" else "".join(texts))
 
 

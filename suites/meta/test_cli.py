@@ -98,6 +98,10 @@ BAD_INPUT = {
     "run.json missing": (("report", "missing.json"), "cannot read run record missing.json: No such file"),
     "baseline of a missing run": (("baseline", "compare", "main", "--run", "missing.json"), "cannot read run record"),
     "unknown baseline": (("baseline", "compare", "sm_00/none", "--device", "host"), "no baseline sm_00/none; "),
+    "run of an unknown model": (("run", "--model", "gpt-9"), "no model 'gpt-9'; there are smollm2 and "),
+    "run of a missing model": (("run", "--model", "gpt-9.gguf"), "no model file gpt-9.gguf; `mxharness fetch"),
+    "unknown workers": (("run", "-n", "many"), "'many' is neither a whole number nor 'auto'"),
+    "unknown windows": (("perplexity", "--windows", "many"), "'many' is neither a whole number nor 'all'"),
     "unusable output": (("run", "--device", "host", "--out", "/dev/null/out"), "cannot write to '/dev/null/out'"),
 }
 
@@ -115,6 +119,38 @@ def test_bad_input_exits_2_and_says_what_exists(
     code, out, err = outcome(capsys, *arguments, "--json")
     assert code == 2
     assert message in json.loads(out)["error"]
+
+
+def test_unusable_cache_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotADirectoryError(20, "Not a directory", str(tmp_path / "cache" / "host"))
+
+    monkeypatch.setenv("MXHARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mxharness.device.open_device", refuse)
+    code, out, err = outcome(capsys, "run", "--no-perplexity")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mxharness: Not a directory: {tmp_path / 'cache' / 'host'}; set MXHARNESS_CACHE to ")
+    assert "Not a directory" in json.loads(outcome(capsys, "run", "--no-perplexity", "--json")[1])["error"]
+
+
+def test_interrupt_and_a_refused_run_lose_no_earlier_record(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    earlier = tmp_path / "run.json"
+    record.save(PASSED, earlier)
+    kept = earlier.read_bytes()
+    command = ("run", "--device", "host", "--no-perplexity", "--out", str(tmp_path))
+    assert outcome(capsys, *command, "-k", "no_such_check", "--json")[0] == 2
+    assert earlier.read_bytes() == kept
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    code, out, _ = outcome(capsys, *command, "--json")
+    assert (code, json.loads(out)) == (130, {"error": "interrupted"})
+    assert earlier.read_bytes() == kept
 
 
 def test_damaged_record_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -209,6 +209,17 @@ def test_failures_past_the_limit_are_counted() -> None:
     assert text.count("<tr data-failed>") == 53
 
 
+def test_where_many_failed_the_smallest_of_each_operator_stands_on_top() -> None:
+    small = replace(outcome(9, message="small", ratio=2.0), elements=3)
+    many = [outcome(seed, message="wrong", ratio=9.0) for seed in range(6)]
+    page = Page(report.render(run(*many, small, outcome(8, op="attention", message="other", ratio=2.0))))
+    started = [line for line in page.lines if line.startswith("Start here")]
+    assert started == [
+        f"Start here, the smallest of gemm: {small.case}",
+        f"Start here, the smallest of attention: {outcome(8, op='attention').case}",
+    ]
+
+
 def test_every_table_has_a_caption_every_column_a_scope_and_every_id_is_its_own() -> None:
     page = Page(report.render(run(*BAD.outcomes, outcome(5, op="attention"))))
     assert page.tags.count("table") == page.tags.count("caption") > 3

@@ -28,7 +28,7 @@ _no_perplexity_option = click.option("--no-perplexity", is_flag=True, help="Leav
 
 @click.group()
 def baseline() -> None:
-    """Bless a run, compare a run with a blessed one, list what is blessed."""
+    """Bless runs and judge later runs by them."""
 
 
 @baseline.command()
@@ -42,8 +42,9 @@ def baseline() -> None:
 def create(
     *, name: str, replace: bool, device: str, run_json: Path | None, out: Path, no_perplexity: bool, as_json: bool
 ) -> int:
-    """Run everything and bless it as baseline NAME of its device class, if it passes.
+    """Run everything and bless it as baseline NAME.
 
+    Only a run that passes is blessed, as a baseline of its device class.
     Writes baselines/<device class>/NAME in the checkout, or in the working directory outside of one.
     """
     from mxharness import baseline as store
@@ -82,7 +83,10 @@ def create(
 @_no_perplexity_option
 @common.json_option
 def compare(*, name: str, device: str, run_json: Path | None, out: Path, no_perplexity: bool, as_json: bool) -> int:
-    """Compare a run with baseline NAME of its device class, or bit for bit with that of another CLASS."""
+    """Compare a run with a baseline.
+
+    NAME is one of the run's own device class; CLASS/NAME of another class is compared bit for bit.
+    """
     from mxharness import drift, record
 
     if run_json:

@@ -46,6 +46,16 @@ def missing_package(error: ModuleNotFoundError) -> str:
     return f"mxharness needs {name}: {_INSTALL[name]}"
 
 
+def file_error(error: OSError) -> str:
+    """One sentence for a file or folder that the system refuses."""
+    from mxharness import paths
+
+    name = str(error.filename or "")
+    message = f"{error.strerror or error}{f': {name}' if name else ''}"
+    cache = str(paths.cache())
+    return f"{message}; set MXHARNESS_CACHE to a cache folder that can be used" if name.startswith(cache) else message
+
+
 def plain(value: Any) -> Any:  # noqa: ANN401  whatever a record holds
     """`value` with what JSON cannot say said otherwise: inf and nan as strings, paths as strings, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):

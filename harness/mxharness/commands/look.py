@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from mxharness.op import Op
 
 
+_OF_A_RUN = ("device", "device class", "arithmetic", "compile flags")
+"""Facts of environment.describe that only a run has."""
+
+
 @click.command("list")
 @common.json_option
 def list_(as_json: bool) -> int:
@@ -45,7 +49,9 @@ def list_(as_json: bool) -> int:
         ("name", "cases", "axes", "kernels", "gates"),
         [(op["name"], op["cases"], op["axes"], op["source"], ", ".join(op["gates"])) for op in operators],
     )
-    click.echo(f"Input regimes: {', '.join(regimes)}\nWeight layouts: {', '.join(LAYOUTS)}\n")
+    common.print_table(
+        "Inputs", ("what", "which"), [("regimes", ", ".join(regimes)), ("weight layouts", ", ".join(LAYOUTS))]
+    )
     _print_devices()
     common.print_table(
         "Baselines",
@@ -65,8 +71,11 @@ def info(as_json: bool) -> int:
     if as_json:
         common.print_json({"environment": facts, "devices": devices()})
         return common.PASS
-    common.print_table("Environment", ("what", "value"), facts.items())
+    shown = [(what, value) for what, value in facts.items() if what not in _OF_A_RUN]
+    common.print_table("Environment", ("what", "value"), shown)
     _print_devices()
+    ready = [row["name"] for row in devices() if row["present"]]
+    click.echo(f"`mxharness run` will use {ready[-1]}" if ready else "`mxharness run` needs one of the devices above")
     return common.PASS
 
 

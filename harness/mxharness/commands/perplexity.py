@@ -35,6 +35,8 @@ class _Windows(click.ParamType[int | None]):
         """Turn what was typed into a count."""
         if value is None or value == _ALL_WINDOWS:
             return None
+        if isinstance(value, str) and not value.lstrip("-").isdecimal():
+            self.fail(f"'{value}' is neither a whole number nor '{_ALL_WINDOWS}'", param, ctx)
         return click.IntRange(min=1).convert(value, param, ctx)
 
 
@@ -182,6 +184,18 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
     return _row(triple, words)
 
 
+def require_model(model: str) -> None:
+    """Raise UserError where `model` is neither a name that `fetch` knows nor a .gguf file that is there."""
+    from mxharness import fetch as fetching
+
+    if model in fetching.ARTEFACTS:
+        return
+    if Path(model).suffix != ".gguf":
+        raise UserError(f"no model '{model}'; there are {', '.join(fetching.ARTEFACTS)} and the path of a .gguf file")
+    if not Path(model).is_file():
+        raise UserError(f"no model file {model}; `mxharness fetch smollm2` gets one")
+
+
 def _load(model: str, source: str) -> tuple[ModelFile, Text]:
     """The model called `model`, fetched if need be, or the GGUF file of that path; and a text.
 
@@ -191,8 +205,7 @@ def _load(model: str, source: str) -> tuple[ModelFile, Text]:
     from mxharness.model import gguf
     from mxharness.text import load_text
 
-    if model not in fetching.ARTEFACTS and Path(model).suffix != ".gguf":
-        raise UserError(f"no model '{model}'; there are {', '.join(fetching.ARTEFACTS)} and the path of a .gguf file")
+    require_model(model)
     text = load_text(source)
     if text.note:
         click.echo(f"mxharness: {text.note}; measuring on {text.label}", err=True)

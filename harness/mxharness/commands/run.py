@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mxharness.commands import common
-from mxharness.commands.running import RECORD, Request, execute, require_baseline, write_report
+from mxharness.commands.running import HOST_WINDOWS, RECORD, Request, execute, require_baseline, write_report
+from mxharness.errors import UserError
+from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
     from mxharness.drift import Comparison
     from mxharness.record import RunRecord
+
+
+def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """What pytest-xdist takes for -n."""
+    if value and value != "auto" and not value.isdecimal():
+        raise click.BadParameter(f"'{value}' is neither a whole number nor 'auto'")
+    if value and not find_spec("xdist"):
+        raise UserError("-n needs pytest-xdist: pip install pytest-xdist")
+    return value
 
 
 @click.command()
@@ -22,14 +34,16 @@ if TYPE_CHECKING:
 @click.option("--out", **common.out_settings, help="Where run.json and report.html go.")
 @click.option("--quick", is_flag=True, help="Fewer cases and shorter fuzzing; the verdict says so.")
 @click.option("-k", "expression", default="", metavar="EXPR", help="Only checks that match, as in pytest -k.")
-@click.option("-n", "workers", default="", metavar="N|auto", help="Worker processes (needs pytest-xdist).")
+@click.option(
+    "-n", "workers", default="", metavar="N|auto", callback=_workers, help="Worker processes (needs pytest-xdist)."
+)
 @click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
 @click.option("--no-perplexity", is_flag=True, help="Leave the model out.")
 @click.option(
     "--perplexity-windows",
     "windows",
     type=click.IntRange(min=1),
-    help="How many windows of text the model reads.  [default: 2 on the host, 64 on a GPU]",
+    help=f"How many windows of text the model reads.  [default: host {HOST_WINDOWS}, GPU {DEFAULT_WINDOWS}]",
 )
 @click.option("--baseline", "baseline_name", metavar="[CLASS/]NAME", help="Fail on drift from this baseline, too.")
 @common.json_option
@@ -93,8 +107,9 @@ def run(
 
 
 def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
-    """Print the outcomes by operator and gate, the model, what was skipped, and the verdict."""
+    """Print the outcomes by operator and gate, the model, what was skipped, where to start, and the verdict."""
     from mxharness import record
+    from mxharness import report as html
 
     groups: dict[tuple[str, str], list[bool]] = {}
     largest: dict[tuple[str, str], float] = {}
@@ -115,6 +130,10 @@ def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
         click.echo(f"{row['message']}\n")
     if found.skipped:
         common.print_table("Skipped", ("what", "why"), [(skip.what, skip.why) for skip in found.skipped])
+    for outcome in html.smallest(found):
+        click.echo(f"smallest failed check of {outcome.op}: {outcome.message or outcome.case}\n")
+    for failure in found.tests.failures:
+        click.echo(f"{failure.id}: {failure.message}\n")
     click.echo(record.verdict(found).first_line)
     if comparison:
         click.echo(comparison.first_line)

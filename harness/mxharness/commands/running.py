@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,25 +56,29 @@ def execute(request: Request, check: Callable[[str], None] | None = None) -> Run
 
     check: called with the device class before anything long, to refuse what would be refused at the end.
 
-    Raises UserError for an unknown operator, a selection that is empty, and a device that is not there.
+    Raises UserError for an unknown operator or model, a selection that is empty, and a device that is not there.
     """
     from mxharness import record
+    from mxharness.commands.perplexity import require_model
     from mxharness.device import open_device
     from mxharness.ops import find
 
     for name in request.ops:
         find(name)
+    if request.model is not None:
+        require_model(request.model)
     opened = open_device(request.device)
     if check:
         check(opened.device_class)
     common.folder(request.out)
     started = time.monotonic()
-    found = _suites(request, opened.name)
+    found = dataclasses.replace(
+        _suites(request, opened.name), command=shlex.join(("mxharness", *sys.argv[1:])), filters=_filters(request)
+    )
+    record.save(found, request.out / RECORD)  # an interrupt while the model is read loses no check
     rows, skipped = _perplexity(request, opened.name)
     found = dataclasses.replace(
         found,
-        command=shlex.join(("mxharness", *sys.argv[1:])),
-        filters=_filters(request),
         perplexity=rows,
         skipped=(*found.skipped, *skipped),
         seconds=time.monotonic() - started,
@@ -108,6 +113,7 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
     root = str(paths.root())
     arguments = ["-c", os.devnull, "--rootdir", root, "--confcutdir", root, "--import-mode=importlib"]
     arguments += ["-p", "mxharness.plugin", "-p", "no:cacheprovider", "--strict-markers", "-q"]
+    arguments += ["--tb=line", "-rN"]  # a line a failure; the summary and the report say the rest
     arguments += ["--device", device, "--report", str(request.out.absolute())]
     arguments += [f"--op={name}" for name in request.ops]
     if request.quick:
@@ -123,22 +129,26 @@ def _suites(request: Request, device: str) -> RunRecord:
     """The suites' record, from a pytest in a process of its own that reads no configuration but ours."""
     from mxharness import record
 
-    path = request.out / RECORD
-    path.unlink(missing_ok=True)
-    done = subprocess.run(
-        # -P keeps the working directory off sys.path
-        (sys.executable, "-P", "-m", "pytest", *pytest_arguments(request, device)),
-        env=_environment(),
-        stdout=sys.stderr if request.quiet else None,
-        check=False,
-    )
-    if done.returncode == _NOTHING:
-        raise UserError(f"nothing to run: no check matches {' '.join(_filters(request)) or 'the selection'}")
-    if done.returncode == _USAGE:
-        raise UserError("pytest refused its arguments; its own message is above")
-    if not path.is_file():
-        raise UserError(f"the suites ended with code {done.returncode} and left no record; pytest's output says why")
-    return record.load(path)
+    with tempfile.TemporaryDirectory() as folder:  # an earlier run's record stays until this one has ended
+        path = Path(folder) / RECORD
+        arguments = pytest_arguments(dataclasses.replace(request, out=path.parent), device)
+        done = subprocess.run(
+            # -P keeps the working directory off sys.path
+            (sys.executable, "-P", "-m", "pytest", *arguments),
+            env=_environment(),
+            stdout=sys.stderr if request.quiet else None,
+            check=False,
+        )
+        if done.returncode == _NOTHING:
+            raise UserError(f"nothing to run: no check matches {' '.join(_filters(request)) or 'the selection'}")
+        if done.returncode == _USAGE:
+            given = f"-k {shlex.quote(request.expression)}" if request.expression else "its arguments"
+            raise UserError(f"pytest refused {given}; its own message is above")
+        if not path.is_file():
+            raise UserError(
+                f"the suites ended with code {done.returncode} and left no record; pytest's output says why"
+            )
+        return record.load(path)
 
 
 def _environment() -> dict[str, str]:

@@ -83,7 +83,7 @@ def create(name: str, record: RunRecord, *, replace: bool = False, root: Path | 
     The folder appears whole or not at all. Raises UserError where `name` is no plain name, where the baseline exists
     and replace is False, and for a run that failed, was filtered, is not deterministic or used float32 arithmetic.
     """
-    folder = (root or paths.writable_baselines()) / _checked_class(record.device_class) / _checked_name(name)
+    folder = (root or paths.writable_baselines()) / _checked_class(record.device_class) / checked_name(name)
     if folder.exists() and not replace:
         raise UserError(f"baseline {record.device_class}/{name} exists; --replace blesses this run in its place")
     _refuse_unfit(record)
@@ -165,7 +165,7 @@ def load(device_class: str, name: str, root: Path | None = None) -> Baseline:
     Raises UserError, naming what exists, where it is missing, and naming the file where one is damaged or newer.
     """
     roots = (root,) if root else _roots()
-    folders = (base / _checked_class(device_class) / _checked_name(name) for base in roots)
+    folders = (base / _checked_class(device_class) / checked_name(name) for base in roots)
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise UserError(_missing(device_class, name, root))
@@ -222,7 +222,8 @@ def _missing(device_class: str, name: str, root: Path | None) -> str:
     return f"no baseline {device_class}/{name}; {known}; `mxharness baseline create {name}` makes one"
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """`name`, or UserError where a baseline cannot be called that."""
     if not _NAME.fullmatch(name):
         raise UserError(f"'{name}' is no name for a baseline; take up to 64 letters, digits, '.', '_', '-'")
     return name

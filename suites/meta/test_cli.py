@@ -102,6 +102,7 @@ BAD_INPUT = {
     "run of a missing model": (("run", "--model", "gpt-9.gguf"), "no model file gpt-9.gguf; `mxharness fetch"),
     "unknown workers": (("run", "-n", "many"), "'many' is neither a whole number nor 'auto'"),
     "unknown windows": (("perplexity", "--windows", "many"), "'many' is neither a whole number nor 'all'"),
+    "baseline name": (("baseline", "create", "a b", "--device", "host"), "'a b' is no name for a baseline; take up to"),
     "unusable output": (("run", "--device", "host", "--out", "/dev/null/out"), "cannot write to '/dev/null/out'"),
 }
 

@@ -54,6 +54,7 @@ def create(
         if not replace and (paths.writable_baselines() / device_class / name).exists():
             raise UserError(f"baseline {device_class}/{name} exists; --replace blesses this run in its place")
 
+    store.checked_name(name)
     if run_json:
         found = record.load(run_json)
     else:

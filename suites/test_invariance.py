@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from mxharness.execution import execute
 from mxharness.judge import digest
 
 ROWS = (1, 2, 7, 8, 9, 16, 33, 64)
 """Batch sizes to cut a case down to: both sides of every switch between kernels."""
 
 
-def test_repeatable(op, device):
+def test_repeatable(op, outputs):
     for case in op.cases:
         inputs = op.make_inputs(case)
-        digests = {digest(execute(op, case, device, inputs, poison=poison).outputs) for poison in (0xFF, 0x00, 0x55)}
+        digests = {digest(outputs(op, case, inputs, poison=poison)) for poison in (0xFF, 0x00, 0x55)}
         assert len(digests) == 1, f"{case}: outputs differ between runs, or some element is never written: {case!r}"
 
 
-def test_rows_do_not_depend_on_the_batch(op, device):
+def test_rows_do_not_depend_on_the_batch(op, outputs):
     compared = 0
     for case in op.cases:
         inputs = op.make_inputs(case)
-        whole = execute(op, case, device, inputs).outputs
+        whole = outputs(op, case, inputs)
         rows = next(iter(whole.values())).shape[0]
         for count in (count for count in ROWS if count < rows):
             for first in {0, rows - count}:
@@ -28,7 +27,7 @@ def test_rows_do_not_depend_on_the_batch(op, device):
                 part = {
                     name: tensor[here].clone() if name in op.row_inputs else tensor for name, tensor in inputs.items()
                 }
-                alone = execute(op, case, device, part).outputs
+                alone = outputs(op, case, part)
                 same = digest(alone) == digest({name: tensor[here] for name, tensor in whole.items()})
                 assert same, (
                     f"{case}: {op.row_axis} {first} to {first + count - 1} differ alone and in the batch: {case!r}"

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import pytest
 from mxharness import baseline, paths
-from mxharness.execution import execute
 from mxharness.judge import digest, gates
 
 
 def pytest_generate_tests(metafunc):
     newest = {entry.device_class: entry for entry in sorted(baseline.list_baselines(paths.baselines()), key=created)}
-    metafunc.parametrize("blessed", list(newest.values()), ids=lambda entry: f"{entry.device_class}/{entry.name}")
+    metafunc.parametrize("blessed", list(newest.values()) or [None], ids=label)
+
+
+def label(entry):
+    return f"{entry.device_class}/{entry.name}" if entry else "none"
 
 
 def created(entry):
     return entry.created
 
 
-def test_bits_are_those_of_the_baseline(op, blessed, device):
+def test_bits_are_those_of_the_baseline(op, blessed, device, outputs):
+    if blessed is None:
+        pytest.skip(
+            "no baseline came with this version: no bits to compare with; `mxharness baseline create` makes one"
+        )
     if device.device_class not in ("host", blessed.device_class):
         pytest.skip(f"{blessed.device_class}/{blessed.name} says nothing about the bits of {device.device_class}")
     digests = baseline.digests(blessed.device_class, blessed.name, paths.baselines())
@@ -30,7 +37,7 @@ def test_bits_are_those_of_the_baseline(op, blessed, device):
         if not want:
             continue
         compared += 1
-        if want != {digest(execute(op, case, device, op.make_inputs(case)).outputs)}:
+        if want != {digest(outputs(op, case, op.make_inputs(case)))}:
             differ.append(case)
     name = f"{blessed.device_class}/{blessed.name}"
     assert not differ, f"{len(differ)} of {compared} cases have other bits than {name}: {differ[0]!r}"

@@ -16,10 +16,11 @@ from mxharness.device import Device
 from mxharness.errors import KernelFailure
 from mxharness.op import Case, Op, Tensors
 
-FENCE = 256
-"""Bytes of canary on either side of every tensor; a multiple of every alignment a kernel asks for."""
+BEFORE, AFTER = 4096 + 16, 1 << 16
+"""Bytes of canary before and after every tensor: some rows of a tile away is still on the fence. A tensor starts at a
+multiple of 16 and of no more, which is all the alignment that a kernel may ask for."""
 CANARY = 0xFF
-"""As a scale byte NaN, as a float NaN, as token ids out of range: reading it shows."""
+"""As a scale byte and as a float NaN: what is read from the fence and reaches an output shows."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Fenced:
 
     device: Device
     poison: int = 0xFF
+    launches: int = 0
     _regions: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     @property
@@ -62,54 +64,67 @@ class Fenced:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of poison bytes between canaries."""
+        return self._fenced(shape, dtype, BEFORE)
+
+    def upload(self, tensor: torch.Tensor, *, aligned: bool = True) -> torch.Tensor:
+        """A copy between canaries; at an odd address where the kernels ask for no alignment."""
+        copy = self._fenced(tuple(tensor.shape), tensor.dtype, BEFORE if aligned else BEFORE + 1)
+        copy.copy_(tensor)
+        return copy
+
+    def _fenced(self, shape: tuple[int, ...], dtype: torch.dtype, before: int) -> torch.Tensor:
         count = torch.Size(shape).numel() * dtype.itemsize
-        whole = self.device.empty((count + 2 * FENCE,), torch.uint8)
+        whole = self.device.empty((before + count + AFTER,), torch.uint8)
         whole.fill_(CANARY)
-        inner = whole[FENCE : FENCE + count]
+        inner = whole[before : before + count]
         inner.fill_(self.poison)
         tensor = inner.view(dtype).view(shape)
         self._regions.append((whole, tensor))
         return tensor
 
-    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy between canaries."""
-        copy = self.empty(tuple(tensor.shape), tensor.dtype)
-        copy.copy_(tensor)
-        return copy
-
     def launch(
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
         """As the device's."""
+        self.launches += 1
         self.device.launch(source, kernel, grid, block, *arguments)
 
     def synchronize(self) -> None:
         """As the device's."""
         self.device.synchronize()
 
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in memory that this device handed out, so that poison and canaries watch it."""
+        address = tensor.untyped_storage().data_ptr()
+        return any(whole.untyped_storage().data_ptr() == address for whole, _ in self._regions)
+
     def violations(self, names: Mapping[int, str]) -> list[str]:
         """Sentences about canaries that changed; `names` maps a tensor's address to what to call it."""
         found = []
         for whole, tensor in self._regions:
-            count = tensor.numel() * tensor.element_size()
+            start = tensor.data_ptr() - whole.data_ptr()
+            end = start + tensor.numel() * tensor.element_size()
             name = names.get(tensor.data_ptr(), "a workspace")
-            for side, fence in (("before the start", whole[:FENCE]), ("past the end", whole[FENCE + count :])):
+            for side, fence in (("before the start", whole[:start]), ("past the end", whole[end:])):
                 changed = (fence != CANARY).nonzero().flatten().cpu()
                 if len(changed):
-                    first = int(changed[0]) if side == "past the end" else FENCE - int(changed[-1])
-                    found.append(f"wrote {len(changed)} bytes {side} of {name}, the nearest {first} bytes away")
+                    nearest = int(changed[0]) if side == "past the end" else start - int(changed[-1])
+                    found.append(f"wrote {len(changed)} bytes {side} of {name}, the nearest {nearest} bytes away")
         return found
 
 
 def execute(op: Op, case: Case, device: Device, inputs: Tensors, *, poison: int = 0xFF) -> Execution:
     """Launch `op` on `inputs` (CPU tensors, left as they are) once."""
     fenced = Fenced(device, poison)
-    on_device = {name: fenced.upload(tensor) for name, tensor in inputs.items()}
+    on_device = {name: fenced.upload(tensor, aligned=name != "scales") for name, tensor in inputs.items()}
     try:
         outputs = op.launch(fenced, case, on_device)
         fenced.synchronize()
     except KernelFailure as failure:
         return Execution({}, (str(failure),))
+    for name, tensor in outputs.items():
+        if fenced.launches == 0 or not fenced.owns(tensor):
+            raise AssertionError(f"{op.name} {case}: output {name} was not made by a kernel on the device's memory")
     names = {tensor.data_ptr(): f"input {name}" for name, tensor in on_device.items()}
     names |= {tensor.data_ptr(): f"output {name}" for name, tensor in outputs.items()}
     violations = fenced.violations(names)

@@ -17,8 +17,9 @@ from mxharness import mxfp4
 from mxharness.device import Device, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.execution import execute
+from mxharness.execution import Execution, execute
 from mxharness.judge import gates, judge
+from mxharness.op import Case, Op
 from mxharness.ops import find
 
 
@@ -51,7 +52,7 @@ class Fault:
     op: str
     """Operator whose cases are run."""
     detector: str
-    """The check that must fail first: a gate, or "memory" for writes outside an output."""
+    """The check that must fail first: a gate, "memory" for writes outside an output, "crash" for no output at all."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def planted(fault: Fault, device_name: str) -> Iterator[Device]:
 
 
 def run_fault(fault: Fault, device_name: str) -> FaultResult:
-    """Plant one fault and run the operator's checks until one fails."""
+    """Plant one fault and run the operator's checks until one fails; the healthy kernel must pass that case."""
     started = time.monotonic()
     op = find(fault.op)
     count, detector, message = 0, "", ""
@@ -228,11 +229,12 @@ def run_fault(fault: Fault, device_name: str) -> FaultResult:
                 count += 1
                 outcome = judge(op, case, gate, device.device_class, inputs, execution)
                 if not outcome.passed:
-                    detector = "memory" if execution.violations else gate
-                    message = outcome.message
+                    detector, message = _detector(gate, execution), outcome.message
                     break
             if detector:
                 break
+    if detector and (failing := _failing(op, case, open_device(device_name))):
+        detector, message = "", f"without the fault the same case fails too, which proves nothing: {failing}"
     return FaultResult(
         name=fault.name,
         caught=bool(detector),
@@ -244,6 +246,20 @@ def run_fault(fault: Fault, device_name: str) -> FaultResult:
         checks=count,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _detector(gate: str, execution: Execution) -> str:
+    if not execution.outputs:
+        return "crash"
+    return "memory" if execution.violations else gate
+
+
+def _failing(op: Op, case: Case, device: Device) -> str:
+    """The message of the first gate that the healthy kernel fails; empty when it passes all."""
+    inputs = op.make_inputs(case)
+    execution = execute(op, case, device, inputs)
+    outcomes = [judge(op, case, gate, device.device_class, inputs, execution) for gate in gates(op, case)]
+    return next((outcome.message for outcome in outcomes if not outcome.passed), "")
 
 
 def run_faults(device_name: str = "auto", names: Sequence[str] | None = None) -> list[FaultResult]:

@@ -75,6 +75,8 @@ class Expected:
     """float64, same shape: the sum of |terms| that the rounding error is proportional to. None: the output is exact."""
     chain: int = 0
     """Length n of the longest chain of roundings behind one element, for gamma_n."""
+    dtype: torch.dtype | None = None
+    """Of the output; None: the value's own."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from mxharness.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -54,4 +56,9 @@ def cache() -> Path:
     Not created here: the caller that writes makes it.
     """
     override = os.environ.get("MXHARNESS_CACHE")
-    return Path(override).expanduser().absolute() if override else Path(platformdirs.user_cache_dir("mxharness"))
+    if override:
+        return Path(override).expanduser().absolute()
+    try:
+        return Path(platformdirs.user_cache_dir("mxharness"))
+    except RuntimeError as error:  # no HOME and no entry in the user database
+        raise UserError("this user has no home folder; set MXHARNESS_CACHE to a folder for the cache") from error

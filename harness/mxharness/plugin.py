@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
@@ -20,7 +20,7 @@ from mxharness.errors import UserError
 if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.faults import Fault, FaultResult
-    from mxharness.op import Case, Gate, Op, Outcome
+    from mxharness.op import Case, Gate, Op, Outcome, Tensors
     from mxharness.record import RunRecord
 
     Check = Callable[[Op, Case, Gate], Outcome]
@@ -34,8 +34,10 @@ class Session:
     """What the controller knows about the run."""
 
     started: float = field(default_factory=time.time)
-    selected: int = 0
-    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    selected: set[str] = field(default_factory=set)
+    """Keys "case gate" of the checks that must leave a verdict."""
+    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The verdicts by the same key; of several on one check a failing one is kept."""
     passed: int = 0
     failed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -116,10 +118,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise over operators: `op` alone, or (op, case, gate) under the gates that a mark `gates` names."""
     from mxharness.judge import gates
+    from mxharness.op import Gate
     from mxharness.ops import OPS
 
     mark = metafunc.definition.get_closest_marker("gates")
     if mark is not None:
+        unknown = set(mark.args) - set(get_args(Gate))
+        if unknown or not mark.args:
+            raise pytest.UsageError(
+                f"{metafunc.definition.nodeid}: no gate {', '.join(sorted(unknown)) or 'named'}; there are "
+                f"{', '.join(get_args(Gate))}"
+            )
         checks = [
             pytest.param(op, case, gate, id=f"{case}-{gate}")
             for op in OPS
@@ -158,23 +167,21 @@ def _parameter(item: pytest.Item, name: str) -> object:
 
 def _is_check(item: pytest.Item) -> bool:
     """Whether the item is one (operator, case, gate), which must leave an Outcome."""
-    return _parameter(item, "gate") is not None
+    return None not in {_parameter(item, "op"), _parameter(item, "case"), _parameter(item, "gate")}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count what must be executed; a worker passes the number on."""
-    selected = sum(_is_check(item) for item in session.items)
+    """Note what must be executed; a worker passes it on."""
+    selected = {f"{_parameter(item, 'case')} {_parameter(item, 'gate')}" for item in session.items if _is_check(item)}
     session.config.stash[_SESSION].selected = selected
     if _is_worker(session.config):
-        session.config.workeroutput["selected"] = selected  # type: ignore[attr-defined]  # xdist adds it
+        session.config.workeroutput["selected"] = sorted(selected)  # type: ignore[attr-defined]  # xdist adds it
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  xdist's WorkerController, which has no stubs
-    """Take over a worker's count: all workers collect the same."""
-    selected = getattr(node, "workeroutput", {}).get("selected", 0)
-    session = node.config.stash[_SESSION]
-    session.selected = max(session.selected, selected)
+    """Take over what a worker selected: all workers collect the same."""
+    node.config.stash[_SESSION].selected |= set(getattr(node, "workeroutput", {}).get("selected", ()))
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +212,21 @@ def check(device: Device, request: pytest.FixtureRequest) -> Check:
 
 
 @pytest.fixture
+def outputs(device: Device) -> Callable[..., Tensors]:
+    """Run a case on given inputs and return its outputs; fails for a kernel that leaves none or writes elsewhere."""
+    from mxharness.execution import execute
+
+    def run(op: Op, case: Case, inputs: Tensors, *, poison: int = 0xFF) -> Tensors:
+        __tracebackhide__ = True
+        execution = execute(op, case, device, inputs, poison=poison)
+        if execution.violations or not execution.outputs:
+            raise AssertionError(f"{case}: {'; '.join(execution.violations) or 'no output'}: {case!r}")
+        return execution.outputs
+
+    return run
+
+
+@pytest.fixture
 def plant(device: Device, request: pytest.FixtureRequest) -> Callable[[Fault], FaultResult]:
     """Plant a fault, run its operator's checks until one fails, and record what became of it."""
     from mxharness.faults import run_fault
@@ -222,22 +244,31 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     session = _current
     if session is None:
         return
-    outcomes = [value for name, value in report.user_properties if name == "outcome"] if report.when == "call" else []
-    session.outcomes += [value for value in outcomes if isinstance(value, dict)]
-    if report.when == "call":
-        session.faults += [
-            value for name, value in report.user_properties if name == "fault" and isinstance(value, dict)
-        ]
+    called = report.when == "call"
+    outcomes = [
+        value for name, value in report.user_properties if called and name == "outcome" and isinstance(value, dict)
+    ]
+    for row in outcomes:
+        key = f"{row['case']} {row['gate']}"
+        if key not in session.outcomes or session.outcomes[key]["passed"]:
+            session.outcomes[key] = row
+    session.faults += [
+        value for name, value in report.user_properties if called and name == "fault" and isinstance(value, dict)
+    ]
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         session.skipped[report.nodeid.partition("[")[0], str(reason).removeprefix("Skipped: ")] += 1
-    elif report.failed and not outcomes:
+    elif report.failed and all(row["passed"] for row in outcomes):
         session.failed += 1
-        session.failures.append(
-            (report.nodeid, report.longreprtext.strip().splitlines()[-1] if report.longreprtext else "")
-        )
-    elif report.passed and report.when == "call" and not outcomes:
+        session.failures.append((report.nodeid, _reason(report)))
+    elif report.passed and called and not outcomes:
         session.passed += 1
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """What a test failed with, without the traceback."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longreprtext).strip()
 
 
 _current: Session | None = None
@@ -257,7 +288,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _is_worker(config) or config.option.collectonly:
         return
     mine = config.stash[_SESSION]
-    if len(mine.outcomes) < mine.selected and session.exitstatus == pytest.ExitCode.OK:
+    failing = any(not row["passed"] for row in mine.outcomes.values())
+    if (failing or mine.selected - set(mine.outcomes)) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if config.getoption("--report") and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         from mxharness import record
@@ -280,9 +312,9 @@ def _record(config: pytest.Config, session: Session) -> RunRecord:
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(session.started)),
         seconds=time.time() - session.started,
         command=" ".join(("pytest", *map(str, config.invocation_params.args))),
-        selected=session.selected,
+        selected=len(session.selected),
         executed=len(session.outcomes),
-        outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in session.outcomes),
+        outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in session.outcomes.values()),
         environment=environment.describe(device, flags=flags),
         axes={op.name: op.axes for op in OPS},
         filters=(
@@ -299,17 +331,18 @@ def _record(config: pytest.Config, session: Session) -> RunRecord:
     )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """Coverage by operator and gate, what did not happen and why, and missing checks."""
     session = config.stash[_SESSION]
     if not session.selected and not session.skipped:
         return
     terminalreporter.section("mxharness")
-    missing = session.selected - len(session.outcomes)
-    if missing:
-        terminalreporter.write_line(f"FAIL: {missing} of {session.selected} selected checks did not execute", red=True)
+    missing = session.selected - set(session.outcomes)
+    if missing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        counts = f"{len(missing)} of {len(session.selected)}"
+        terminalreporter.write_line(f"FAIL: {counts} selected checks did not execute, as {min(missing)}", red=True)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in session.outcomes:
+    for row in session.outcomes.values():
         groups.setdefault((row["op"], row["gate"]), []).append(row)
     for (op, gate), rows in sorted(groups.items()):
         good = sum(row["passed"] for row in rows)

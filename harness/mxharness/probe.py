@@ -13,6 +13,7 @@ import numpy as np
 
 from mxharness import tensor_core
 from mxharness.device import open_device
+from mxharness.errors import KernelFailure
 from mxharness.execution import execute
 from mxharness.ops import mma
 from mxharness.tensor_core import HOPPER, Unit
@@ -44,7 +45,10 @@ class ProbeResult:
 
 
 def run_probe(device_name: str = "auto", seeds: int = 64) -> ProbeResult:
-    """Compare `seeds` random draws of every mma case up to K = 128, plus the long chains once."""
+    """Compare `seeds` random draws of every mma case up to K = 128, plus the long chains once.
+
+    Raises KernelFailure where the kernel does not end or writes where it must not.
+    """
     device = open_device(device_name)
     rows: dict[tuple[str, str], ProbeRow] = {}
     wrong, compared = dict.fromkeys(NEIGHBOURS, 0), 0
@@ -55,6 +59,8 @@ def run_probe(device_name: str = "auto", seeds: int = 64) -> ProbeResult:
             drawn = replace(case, seed=seed)
             inputs = mma.make_inputs(drawn)
             execution = execute(mma.OP, drawn, device, inputs)
+            if execution.violations:
+                raise KernelFailure("; ".join(execution.violations))
             got = execution.outputs["d"].double().numpy()
             c, a, b = (inputs[name].double().numpy() for name in ("c", "a", "b"))
             key = (case.dtype, case.regime)

@@ -56,6 +56,7 @@ _ACTIVATIONS: dict[str, Callable[[Generator, tuple[int, ...]], Floats]] = {
     "extreme": lambda rng, shape: rng.standard_normal(shape),
     "nan": lambda rng, shape: rng.standard_normal(shape),
     "overflow": lambda rng, shape: rng.standard_normal(shape),
+    "infinite": lambda rng, shape: rng.uniform(0.5, 2, shape),
 }
 
 
@@ -98,6 +99,14 @@ def weights(case: Case, shape: tuple[int, int]) -> mxfp4.Quantized:
         case "nan":
             scales = rng.integers(120, 132, blocks)
             scales[rng.random(blocks) < 1 / max(4, blocks[1])] = mxfp4.SCALE_NAN
+        case "infinite":  # in every second row one decoded weight is Inf, and it alone decides the result's sign
+            scales = rng.integers(120, 132, blocks)
+            for n in range(0, N, 2):
+                block, k, byte = rng.integers(0, blocks[1]), rng.integers(0, mxfp4.BLOCK), rng.integers(253, 255)
+                row = codes[n, block * mxfp4.BLOCK : (block + 1) * mxfp4.BLOCK]
+                row &= 8  # zeros of both signs
+                row[k] |= 4 if byte == 254 else 7
+                scales[n, block] = byte
         case "overflow":  # decoded weights reach 2^128, which is Inf in float32 and bfloat16
             scales = rng.integers(120, 132, blocks)
             scales[rng.random(blocks) < 1 / max(4, blocks[1])] = 254
@@ -144,7 +153,8 @@ def _edges(rng: Generator, shape: tuple[int, ...]) -> Floats:
     for row in np.ndindex(shape[:-1]):
         for first in range(0, shape[-1], mxfp4.BLOCK):
             top = np.float32(np.ldexp(rng.choice([1.0, 1.5, 1.75]), int(rng.integers(-10, 11))))
-            top = np.uint32(top.view(np.uint32) + np.int64(rng.integers(-40, 41))).view(np.float32)
+            nudge = rng.integers(-1, 2) if rng.random() < 0.5 else rng.integers(-40, 41)  # in units in the last place
+            top = np.uint32(top.view(np.uint32) + np.int64(nudge)).view(np.float32)
             here = x[(*row, slice(first, first + mxfp4.BLOCK))]
             here *= float(top) * 0.99
             here[rng.integers(0, len(here))] = float(top) * rng.choice([-1.0, 1.0])
@@ -202,6 +212,9 @@ def operands(case: Case, P: int, K: int) -> tuple[torch.Tensor, torch.Tensor, to
     a, b, c = (rng.standard_normal(shape) for shape in ((P, 16, K), (P, 8, K), (P, 16, 8)))
     half = case.dtype == "fp16"
 
+    def sprinkle(x: Floats, values: tuple[float, ...], share: float) -> Floats:
+        return np.where(rng.random(x.shape) < share, rng.choice(values, x.shape), x)
+
     def spread(x: Floats, low: int, high: int) -> Floats:
         return np.ldexp(x, rng.integers(low, high, x.shape))
 
@@ -216,6 +229,11 @@ def operands(case: Case, P: int, K: int) -> tuple[torch.Tensor, torch.Tensor, to
                 a, b, c = spread(a, -24, -8), spread(b, -24, -8), spread(c, -44, -24)
             else:
                 a, b, c = spread(a, -133, -60), spread(b, -90, -10), spread(c, -149, -110)
+        case "denormal":  # the subnormal operand's stored exponent sets the unit that everything is truncated to
+            low, high = (-24, -14) if half else (-133, -127)
+            a, b, c = spread(a, low, high), spread(b, 0, 10) if half else spread(b, 20, 60), c * 0
+        case "specials":
+            a, b, c = (sprinkle(sprinkle(x, (np.inf, -np.inf, np.nan), 0.02), (0.0, -0.0), 0.05) for x in (a, b, c))
         case "overflow":
             if half:
                 a, b, c = spread(a, 10, 14), spread(b, 10, 14), spread(c, 118, 127)
@@ -224,10 +242,6 @@ def operands(case: Case, P: int, K: int) -> tuple[torch.Tensor, torch.Tensor, to
         case _:
             pass
     dtype = DTYPES[case.dtype]
-    to_float = [torch.from_numpy(np.clip(x, -3.4e38, 3.4e38)).to(torch.float32) for x in (a, b, c)]
+    finite = (np.where(np.isinf(x), x, np.clip(x, -3.4e38, 3.4e38)) for x in (a, b, c))
+    to_float = [torch.from_numpy(x).to(torch.float32) for x in finite]
     return to_float[0].to(dtype), to_float[1].to(dtype), to_float[2]
-
-
-def names() -> tuple[str, ...]:
-    """Every regime, sorted."""
-    return tuple(sorted({*_ACTIVATIONS, *_TENSORS, "cells", "subnormal"}))

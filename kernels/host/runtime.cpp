@@ -14,7 +14,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdio>
 #include <deque>
 #include <mutex>
 #include <string>
@@ -62,6 +61,13 @@ struct Warp {
 
 class Worker {
 public:
+    ~Worker() {
+        for (Fiber* fiber : all_) {
+            munmap(fiber->stack, stack_bytes);
+            delete fiber;
+        }
+    }
+
     // Runs blocks of `launch` until none is left.
     void work(Launch& launch) {
         launch_ = &launch;
@@ -109,29 +115,41 @@ private:
         next_thread_ = finished_ = 0;
         ready_.clear();
         at_barrier_.clear();
-        if (_setjmp(home_) == 0) resume(take_fiber());
+        if (_setjmp(home_) == 0)
+            if (Fiber* fiber = take_fiber()) resume(fiber);
         self = nullptr;
-        if (finished_ == threads_) return;
+        if (finished_ == threads_ || launch_->failed) return abandon();
         const std::size_t at_barrier = at_barrier_.size();
         const std::size_t at_warp = static_cast<std::size_t>(threads_ - finished_) - at_barrier;
         launch_->fail("block (" + std::to_string(block_index_.x) + ", " + std::to_string(block_index_.y) + ", " +
                       std::to_string(block_index_.z) + ") never ends: " + std::to_string(finished_) + " of " +
                       std::to_string(threads_) + " threads returned, " + std::to_string(at_barrier) +
                       " wait at __syncthreads and " + std::to_string(at_warp) + " in a warp-wide operation");
-        for (Fiber* fiber : all_) fiber->started = false;  // abandon what waits
+        abandon();
+    }
+
+    // Fibers that still wait begin afresh.
+    void abandon() {
+        if (finished_ == threads_) return;
+        for (Fiber* fiber : all_) fiber->started = false;
         free_ = all_;
     }
 
+    // A fiber that runs nothing; nullptr, and a failed launch, where the system has no memory for its stack.
     Fiber* take_fiber() {
         if (!free_.empty()) {
             Fiber* fiber = free_.back();
             free_.pop_back();
             return fiber;
         }
+        constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK;
+        void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (stack == MAP_FAILED || mprotect(stack, 4096, PROT_NONE) != 0) {  // an overflow must fault, not corrupt
+            launch_->fail("the system has no memory for another thread's stack");
+            return nullptr;
+        }
         auto* fiber = new Fiber;
-        fiber->stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-        if (fiber->stack == MAP_FAILED) { std::perror("mmap of a fiber's stack"); std::abort(); }
-        mprotect(fiber->stack, 4096, PROT_NONE);  // a stack overflow faults instead of corrupting a neighbour
+        fiber->stack = stack;
         all_.push_back(fiber);
         return fiber;
     }
@@ -181,7 +199,10 @@ private:
 
     void wait() {
         if (_setjmp(running_->context) == 0) {
-            if (next_thread_ < threads_) resume(take_fiber());
+            if (next_thread_ < threads_) {
+                if (Fiber* fiber = take_fiber()) resume(fiber);
+                _longjmp(home_, 1);
+            }
             go_on();
         }
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from mxharness.device import cuda, host, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
-from mxharness.execution import execute
+from mxharness.execution import Fenced, execute
 from mxharness.op import Case
 from mxharness.ops import OPS, dequant, find, gemm, quantize
 
@@ -99,6 +103,75 @@ def test_divergent_barrier_is_named_not_waited_for():
         gemm.matmul(device, **find("gemm").make_inputs(case))
     sound = execute(find("gemm"), case, open_device("host"), find("gemm").make_inputs(case))
     assert sound.violations == ()
+
+
+@pytest.mark.parametrize(
+    ("offset", "side"), [(256, "past the end"), (20000, "past the end"), (-300, "before the start")]
+)
+def test_write_beside_an_output_is_named(offset, side):
+    change = ("quantize.cu", "    scales[block] = static_cast<std::uint8_t>(s);\n")
+    broken = shipped().replaced(*change, change[1] + f"    if (block == 0) scales[(K / 32) * R + {offset}] = 0;\n")
+    op, case = find("quantize"), Case("quantize", (2, 64), dtype="fp32")
+    violations = execute(op, case, host.open_device(broken), op.make_inputs(case)).violations
+    assert len(violations) == 1
+    assert f"wrote 1 bytes {side} of output scales" in violations[0]
+
+
+def test_outputs_and_inputs_have_no_more_alignment_than_promised(cpu):
+    fenced = Fenced(cpu)
+    assert fenced.empty((4, 4), torch.float32).data_ptr() % 32 == 16
+    assert fenced.upload(torch.zeros(64)).data_ptr() % 32 == 16
+    assert fenced.upload(torch.zeros(64, dtype=torch.uint8), aligned=False).data_ptr() % 2 == 1
+
+
+def test_an_output_that_no_kernel_made_is_refused(cpu):
+    op, case = find("quantize"), Case("quantize", (2, 64), dtype="fp32")
+    inputs = op.make_inputs(case)
+    right = execute(op, case, cpu, inputs).outputs
+    for launch in (
+        lambda device, case, inputs: right,
+        lambda device, case, inputs: {"codes": device.empty((2, 32), torch.uint8)},
+    ):
+        with pytest.raises(AssertionError, match="output codes was not made by a kernel on the device's memory"):
+            execute(replace(op, launch=launch), case, cpu, inputs)
+
+
+def test_threads_do_not_leak_stacks(cpu):
+    """A launch leaves no mappings behind when the calling thread ends."""
+
+    def mappings():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    inputs = find("gemm").make_inputs(find("gemm").cases[0])
+
+    def launches(count):
+        for _ in range(count):
+            thread = threading.Thread(target=lambda: gemm.matmul(cpu, **inputs))
+            thread.start()
+            thread.join()
+        return mappings()
+
+    assert launches(10) - launches(2) < 256  # one block needs 256 stacks
+
+
+def test_grids_that_no_gpu_takes_are_refused(cpu):
+    for grid, block in (((0,), (32,)), ((1, 65536), (32,)), ((1,), (1025,)), ((1,), (0,))):
+        with pytest.raises(UserError, match="mma_bf16: no GPU takes a grid of"):
+            cpu.launch("mma.cu", "mma_bf16", grid, block, None, None, None, None, 16)
+
+
+def test_what_is_compiled_is_the_text_that_names_it(tmp_path, monkeypatch):
+    """Not what lies in kernels/ at that moment."""
+    monkeypatch.setenv("MXHARNESS_CACHE", str(tmp_path))
+    folder = shipped().folder()
+    assert folder.is_relative_to(tmp_path)
+    assert {path: (folder / path).read_text() for path, _ in shipped().files} == dict(shipped().files)
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("MXHARNESS_CACHE", "/proc/nothing")
+    with pytest.raises(UserError, match=r"cannot write the cache .*; MXHARNESS_CACHE names another"):
+        shipped().folder()
 
 
 def test_write_into_an_input_is_named():

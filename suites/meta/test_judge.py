@@ -114,9 +114,34 @@ def test_kernel_that_left_nothing_fails():
     assert (outcome.passed, outcome.elements, outcome.ratio) == (False, 0, math.inf)
 
 
-def test_wrong_shape_is_not_compared():
-    with pytest.raises(AssertionError, match=r"output y is \(5, 39\), should be \(5, 40\)"):
-        verdict(lambda y: y[:, :39])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda y: {"y": y[:, :39]}, r"output y is \(5, 39\) torch.float32, should be \(5, 40\) torch.float32"),
+        (lambda y: {"y": y.bfloat16()}, r"output y is \(5, 40\) torch.bfloat16, should be \(5, 40\) torch.float32"),
+        (lambda y: {"y": y, "z": y * math.nan}, "outputs y, z do not meet references y"),
+        (lambda y: {"z": y}, "outputs z do not meet references y"),
+    ],
+)
+@pytest.mark.parametrize("gate", ["bound", "predicted"])
+def test_names_shapes_and_dtypes_come_before_values(change, sentence, gate):
+    op = find("gemm")
+    inputs = op.make_inputs(CASE)
+    outputs = change(op.predict(CASE, inputs)["y"])
+    with pytest.raises(AssertionError, match=sentence):
+        judge(op, CASE, gate, "host", inputs, Execution(outputs, ()))
+
+
+def test_an_operator_without_references_is_not_judged():
+    op = replace(find("gemm"), golden=lambda case, inputs: {})
+    inputs = op.make_inputs(CASE)
+    with pytest.raises(AssertionError, match="outputs y do not meet references none"):
+        judge(op, CASE, "bound", "host", inputs, Execution(op.predict(CASE, inputs), ()))
+
+
+def test_all_nan_has_no_good_numbers():
+    outcome = verdict(lambda y: y * math.nan)
+    assert (outcome.max_ulp, outcome.nmse) == (math.inf, math.inf)
 
 
 def test_loose_case_is_refused():

@@ -63,6 +63,46 @@ def test_a_check_that_never_judges_fails_the_run(tmp_path):
     assert record["executed"] < record["selected"]
 
 
+def test_one_check_judged_twice_does_not_count_for_another(tmp_path):
+    twice = GOOD.replace(
+        "    check(op, case, gate)", "    if case.dtype == 'fp32': check(op, case, gate), check(op, case, gate)"
+    )
+    code, output, record = run(tmp_path, twice, "--op", "dequant")
+    assert code == 1
+    assert "selected checks did not execute" in output
+    assert record["executed"] == len(record["outcomes"]) < record["selected"]
+
+
+def test_a_failure_that_a_test_swallows_fails_the_run(tmp_path):
+    text = """
+import pytest
+from dataclasses import replace
+
+@pytest.mark.gates("bound")
+def test_bound(op, case, gate, check):
+    try:
+        check(replace(op, tolerance=replace(op.tolerance, unit_roundoff=2.0**-60)), case, gate)
+    except AssertionError:
+        pass
+"""
+    code, _, record = run(tmp_path, text, "--op", "mma", "--quick")
+    assert code == 1
+    assert not all(outcome["passed"] for outcome in record["outcomes"])
+
+
+def test_a_failure_beside_a_passing_check_is_recorded_with_its_reason(tmp_path):
+    code, _, record = run(tmp_path, GOOD + "    assert case.dtype != 'fp16', 'no half today'\n", "--op", "dequant")
+    assert code == 1
+    assert record["tests"]["failed"] > 0
+    assert record["tests"]["failures"][0]["message"].startswith("AssertionError: no half today")
+
+
+def test_an_unknown_gate_is_refused(tmp_path):
+    code, output, _ = run(tmp_path, GOOD.replace('"exact"', '"exactt"'), "--op", "dequant")
+    assert code != 0
+    assert "no gate exactt; there are exact, exact-arithmetic, predicted, bound" in output
+
+
 def test_a_skipped_check_fails_the_run(tmp_path):
     code, output, _ = run(
         tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant"

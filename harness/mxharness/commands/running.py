@@ -113,7 +113,7 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
     root = str(paths.root())
     arguments = ["-c", os.devnull, "--rootdir", root, "--confcutdir", root, "--import-mode=importlib"]
     arguments += ["-p", "mxharness.plugin", "-p", "no:cacheprovider", "--strict-markers", "-q"]
-    arguments += ["--tb=line", "-rN"]  # a line a failure; the summary and the report say the rest
+    arguments += ["--tb=no", "-rN"]  # the summary and the report say what failed
     arguments += ["--device", device, "--report", str(request.out.absolute())]
     arguments += [f"--op={name}" for name in request.ops]
     if request.quick:

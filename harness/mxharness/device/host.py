@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -49,7 +50,12 @@ def missing() -> str | None:
 @cache
 def compiler() -> str:
     """Path of the C++ compiler: $CXX, g++, c++ or clang++. Unavailable where there is none."""
-    for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+    wanted = os.environ.get("CXX")
+    if wanted and not shutil.which(wanted):
+        raise Unavailable(
+            f"CXX names '{wanted}', which is no program on the PATH; set it to a C++ compiler or unset it"
+        )
+    for name in (wanted, "g++", "c++", "clang++"):
         found = shutil.which(name) if name else None
         if found:
             return found
@@ -172,6 +178,7 @@ class HostDevice:
             known = ", ".join(self.sources.kernels(source))
             raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
+        _check_sizes(kernel, grid, block)
         values = [_value(argument) for argument in arguments]
         sizes = size_function()
         for i, value in enumerate(values):
@@ -195,6 +202,14 @@ class HostDevice:
         if source not in self._libraries:
             self._libraries[source] = ctypes.CDLL(str(compile_library(self.sources, source, fast=self.fast)))
         return self._libraries[source]
+
+
+def _check_sizes(kernel: str, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
+    """CUDA's own limits, which the CPU would not enforce."""
+    limits = zip(grid, (2**31 - 1, 65535, 65535), strict=False)
+    threads = math.prod(block)
+    if any(not 0 < size <= limit for size, limit in limits) or not 0 < threads <= 1024:
+        raise UserError(f"{kernel}: no GPU takes a grid of {grid} blocks of {block} threads")
 
 
 def _three(sizes: tuple[int, ...]) -> ctypes.Array[ctypes.c_uint]:

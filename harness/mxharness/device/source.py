@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,25 +54,25 @@ class Sources:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def folder(self) -> Path:
-        """A folder on disk that holds these texts, for a compiler to read."""
-        if self == shipped():
-            return paths.kernels()
+        """A folder that holds exactly these texts, for a compiler to read; named by their content.
+
+        Not kernels/ itself: what is cached under the digest of a text must have been compiled from that text, also
+        when somebody saves a file in the meantime.
+        """
         digest = hashlib.sha256(repr(self.files).encode()).hexdigest()[:24]
         target = paths.cache() / "sources" / digest
-
-        def write(folder: Path) -> None:
-            for path, text in self.files:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_text(text)
-
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            return target
+        with _writing(target.parent):
             fresh = Path(tempfile.mkdtemp(dir=target.parent))
-            write(fresh)
+            fresh.chmod(0o755)
+            for path, text in self.files:
+                (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / path).write_text(text)
             try:
                 fresh.rename(target)
             except OSError:  # another process was first; its folder holds the same texts
-                write(target)
+                shutil.rmtree(fresh)
         return target
 
 
@@ -92,12 +94,23 @@ def compiled(kind: str, suffix: str, key: tuple[str, ...], build: Callable[[Path
     target = paths.cache() / kind / f"{digest}{suffix}"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=suffix, dir=target.parent)
-    os.close(handle)
-    try:
-        build(Path(temporary))
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with _writing(target.parent):
+        handle, temporary = tempfile.mkstemp(suffix=suffix, dir=target.parent)
+        os.close(handle)
+        try:
+            build(Path(temporary))
+            Path(temporary).chmod(0o755)
+            Path(temporary).replace(target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make `folder`; UserError, naming the way out, where the cache cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write the cache {folder} ({error.strerror}); MXHARNESS_CACHE names another") from error

@@ -22,7 +22,7 @@ from mxharness.ops.inputs import check_tensors, check_weights
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 SMALL_M = 8
 """Up to here the kernel for few tokens runs; both have the same bits."""
-REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow")
+REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow", "infinite")
 
 CASES = (
     *(
@@ -67,7 +67,11 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     if "bias" in inputs:
         bias = inputs["bias"].double()
         value, magnitude, chain = value + bias, magnitude + bias.abs(), chain + 1
-    return {"y": Expected(value, magnitude, chain)}
+    return {"y": Expected(value, magnitude, chain, _out_dtype(case))}
+
+
+def _out_dtype(case: Case) -> torch.dtype:
+    return torch.float32 if "fp32" in case.options else regimes.DTYPES[case.dtype]
 
 
 def matmul(
@@ -106,8 +110,7 @@ def matmul(
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """matmul, with float32 output where the case says so."""
-    out_dtype = torch.float32 if "fp32" in case.options else None
-    return {"y": matmul(device, inputs["x"], inputs["codes"], inputs["scales"], inputs.get("bias"), out_dtype)}
+    return {"y": matmul(device, inputs["x"], inputs["codes"], inputs["scales"], inputs.get("bias"), _out_dtype(case))}
 
 
 def predict(case: Case, inputs: Tensors) -> Tensors:
@@ -118,7 +121,7 @@ def predict(case: Case, inputs: Tensors) -> Tensors:
     y = total.to(torch.float32)
     if "bias" in inputs:
         y = y + inputs["bias"]
-    return {"y": y if "fp32" in case.options else y.to(regimes.DTYPES[case.dtype])}
+    return {"y": y.to(_out_dtype(case))}
 
 
 def fuzz() -> st.SearchStrategy[Case]:

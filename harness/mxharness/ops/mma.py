@@ -16,7 +16,7 @@ from mxharness import regimes, tensor_core
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 
-REGIMES = ("normal", "wide", "positive", "subnormal")
+REGIMES = ("normal", "wide", "positive", "subnormal", "denormal", "specials")
 
 CASES = (
     *(
@@ -46,7 +46,7 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     value, _ = reference.contraction(a, b)
     stored = [torch.where(x == 0, 0.0, x.double().abs().clamp_min(smallest)) for x in (a, b)]
     magnitude = c.abs() + stored[0] @ stored[1].mT
-    return {"d": Expected(value + c, magnitude, chain=case.shape[1] + 1)}
+    return {"d": Expected(value + c, magnitude, chain=case.shape[1] + 1, dtype=torch.float32)}
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:

@@ -37,6 +37,11 @@ CASES = (
         for tie in TIE_RULES
         if (scale, tie) != ("floor", "even")
     ),
+    *(Case("quantize", (3, 100), dtype=dtype, regime="ties") for dtype in ("bf16", "fp16")),  # rows not 16-byte aligned
+    *(
+        Case("quantize", (4, 320), regime="specials", dtype="fp32", options=(f"scale={scale}", "tie=even"))
+        for scale in ("even", "rceil", "ceil")
+    ),
     Case("quantize", (300, 96), dtype="bf16"),  # more threads than one block
 )
 

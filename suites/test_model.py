@@ -134,8 +134,13 @@ def test_gguf_file_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model file .*; `mxharness fetch smollm2` gets one"):
         gguf.load(tmp_path / "none.gguf")
     (tmp_path / "text.gguf").write_text("this is no model file, only a text of some length")
-    with pytest.raises(UserError, match="is no readable GGUF file"):
+    with pytest.raises(UserError, match="is no GGUF file: its first four bytes are not GGUF"):
         gguf.load(tmp_path / "text.gguf")
+    whole = write_gguf(tmp_path / "whole.gguf", weights).read_bytes()
+    for size in (20, 3000, len(whole) // 2, len(whole) - 1000):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(UserError, match=f"is a damaged or incomplete GGUF file of {size:,} bytes"):
+            gguf.load(tmp_path / "cut.gguf")
     with pytest.raises(UserError, match="of kind 'llama'; only byte-level BPE"):
         gguf.load(write_gguf(tmp_path / "spm.gguf", weights, tokenizer="llama"))
     with pytest.raises(UserError, match="architecture 'bert'; only llama can be run"):

@@ -128,10 +128,15 @@ def _open(path: Path) -> Any:  # noqa: ANN401 -- gguf ships no types
         raise Unavailable("reading a model needs the package gguf: pip install 'mxharness[model]'") from error
     if not path.is_file():
         raise UserError(f"no model file {path}; `mxharness fetch smollm2` gets one")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{path} is no GGUF file: its first four bytes are not GGUF")
     try:
         return gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is no readable GGUF file: {error}") from error
+    except (ValueError, IndexError) as error:  # numpy's words about a shape say nothing to the reader
+        raise UserError(
+            f"{path} is a damaged or incomplete GGUF file of {path.stat().st_size:,} bytes; get it again"
+        ) from error
 
 
 def _decode(path: Path, tensors: Mapping[str, Any], name: str, config: LlamaConfig) -> torch.Tensor:

@@ -6,22 +6,21 @@ A run that executed fewer checks than it selected fails, whatever pytest would h
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from mxharness.errors import UserError
+from mxharness.session import Session
 
 if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.faults import Fault, FaultResult
     from mxharness.op import Case, Gate, Op, Outcome, Tensors
-    from mxharness.record import RunRecord
 
     Check = Callable[[Op, Case, Gate], Outcome]
 
@@ -29,25 +28,9 @@ QUICK = 4
 """--quick keeps one check in this many."""
 
 
-@dataclass
-class Session:
-    """What the controller knows about the run."""
-
-    started: float = field(default_factory=time.time)
-    selected: set[str] = field(default_factory=set)
-    """Keys "case gate" of the checks that must leave a verdict."""
-    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The verdicts by the same key; of several on one check a failing one is kept."""
-    passed: int = 0
-    failed: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(test function, reason) -> how many of its cases."""
-    faults: list[dict[str, Any]] = field(default_factory=list)
-    device: Device | None = None
-
-
 _SESSION = pytest.StashKey[Session]()
+_DEVICE = pytest.StashKey["Device"]()
+_RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)  # the workers share the cores
     config.addinivalue_line("markers", "gates(*names): run once for every (op, case, gate) under one of these gates")
     config.stash[_SESSION] = Session()
+    if not _is_worker(config):
+        config.pluginmanager.register(config.stash[_SESSION], "mxharness-session")
     settings.register_profile(
         "ci",
         derandomize=True,
@@ -93,10 +78,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def _device(config: pytest.Config) -> Device:
     from mxharness.device import open_device
 
-    session = config.stash[_SESSION]
-    if session.device is None:
-        session.device = open_device(config.getoption("--device"))
-    return session.device
+    if _DEVICE not in config.stash:
+        config.stash[_DEVICE] = open_device(config.getoption("--device"))
+    return config.stash[_DEVICE]
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -239,117 +223,36 @@ def plant(device: Device, request: pytest.FixtureRequest) -> Callable[[Fault], F
     return run
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Collect verdicts; under xdist reports arrive at the controller."""
-    session = _current
-    if session is None:
-        return
-    called = report.when == "call"
-    outcomes = [
-        value for name, value in report.user_properties if called and name == "outcome" and isinstance(value, dict)
-    ]
-    for row in outcomes:
-        key = f"{row['case']} {row['gate']}"
-        if key not in session.outcomes or session.outcomes[key]["passed"]:
-            session.outcomes[key] = row
-    session.faults += [
-        value for name, value in report.user_properties if called and name == "fault" and isinstance(value, dict)
-    ]
-    if report.skipped:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        session.skipped[report.nodeid.partition("[")[0], str(reason).removeprefix("Skipped: ")] += 1
-    elif report.failed and all(row["passed"] for row in outcomes):
-        session.failed += 1
-        session.failures.append((report.nodeid, _reason(report)))
-    elif report.passed and called and not outcomes:
-        session.passed += 1
-
-
-def _reason(report: pytest.TestReport) -> str:
-    """What a test failed with, without the traceback."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash else report.longreprtext).strip()
-
-
-_current: Session | None = None
-"""The controller's session; the report hook gets no config."""
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the controller's session for the report hook."""
-    global _current  # noqa: PLW0603  pytest_runtest_logreport receives neither session nor config
-    _current = None if _is_worker(session.config) else session.config.stash[_SESSION]
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that executed less than it selected, and write the record."""
     config = session.config
     if _is_worker(config) or config.option.collectonly:
         return
-    mine = config.stash[_SESSION]
-    failing = any(not row["passed"] for row in mine.outcomes.values())
-    if (failing or mine.selected - set(mine.outcomes)) and session.exitstatus == pytest.ExitCode.OK:
+    found = config.stash[_SESSION]
+    if (found.failing or found.missing) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if config.getoption("--report") and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if config.getoption("--report") and session.exitstatus in _RAN:
         from mxharness import record
 
-        record.save(_record(config, mine), Path(config.getoption("--report")) / "run.json")
-
-
-def _record(config: pytest.Config, session: Session) -> RunRecord:
-    from mxharness import environment
-    from mxharness.device import cuda, host
-    from mxharness.op import Outcome
-    from mxharness.ops import OPS
-    from mxharness.record import Failure, OtherTests, RunRecord, Skip
-
-    device = _device(config)
-    flags = host.FLAGS if device.name == "host" else cuda.FLAGS
-    return RunRecord(
-        device_class=device.device_class,
-        arithmetic=device.arithmetic,
-        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(session.started)),
-        seconds=time.time() - session.started,
-        command=" ".join(("pytest", *map(str, config.invocation_params.args))),
-        selected=len(session.selected),
-        executed=len(session.outcomes),
-        outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in session.outcomes.values()),
-        environment=environment.describe(device, flags=flags),
-        axes={op.name: op.axes for op in OPS},
-        filters=(
-            *(f"--op {name}" for name in config.getoption("--op")),
-            *(["--quick"] if config.getoption("--quick") else []),
-        ),
-        skipped=tuple(Skip(what, why, count=count) for (what, why), count in session.skipped.items()),
-        faults=tuple(session.faults) or None,
-        tests=OtherTests(
-            passed=session.passed,
-            failed=session.failed,
-            failures=tuple(Failure(name, message) for name, message in session.failures),
-        ),
-    )
+        command = " ".join(("pytest", *map(str, config.invocation_params.args)))
+        filters = [f"--op {name}" for name in config.getoption("--op")]
+        if config.getoption("--quick"):
+            filters.append("--quick")
+        path = Path(config.getoption("--report")) / "run.json"
+        record.save(found.record(_device(config), command, tuple(filters)), path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """Coverage by operator and gate, what did not happen and why, and missing checks."""
-    session = config.stash[_SESSION]
-    if not session.selected and not session.skipped:
+    """What ran, what did not and why; first of all, checks that are missing."""
+    found = config.stash[_SESSION]
+    if not found.selected and not found.skipped:
         return
     terminalreporter.section("mxharness")
-    missing = session.selected - set(session.outcomes)
-    if missing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        counts = f"{len(missing)} of {len(session.selected)}"
-        terminalreporter.write_line(f"FAIL: {counts} selected checks did not execute, as {min(missing)}", red=True)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in session.outcomes.values():
-        groups.setdefault((row["op"], row["gate"]), []).append(row)
-    for (op, gate), rows in sorted(groups.items()):
-        good = sum(row["passed"] for row in rows)
-        elements = sum(row["elements"] for row in rows)
-        worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate == "bound" else ""
+    if found.missing and exitstatus in _RAN:
+        counts = f"{len(found.missing)} of {len(found.selected)}"
         terminalreporter.write_line(
-            f"{op:10} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
+            f"FAIL: {counts} selected checks did not execute, as {min(found.missing)}", red=True
         )
-    for (what, why), count in session.skipped.items():
-        terminalreporter.write_line(f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})")
+    for line in found.lines():
+        terminalreporter.write_line(line)

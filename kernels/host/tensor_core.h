@@ -26,11 +26,11 @@ template <> struct Operand<__nv_bfloat16> {
 };
 template <> struct Operand<__half> {
     static constexpr int smallest_exponent = -14;
-    static float widen(std::uint32_t bits) {
-        const auto half_bits = static_cast<std::uint16_t>(bits);
-        _Float16 value;
-        std::memcpy(&value, &half_bits, 2);
-        return static_cast<float>(value);
+    static float widen(std::uint32_t bits) {  // in operations that the compiler vectorises, without a half type
+        const std::uint32_t magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
+        const float finite = __uint_as_float(magnitude << 13) * 0x1p112f;  // exact, also for subnormals
+        const std::uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+        return __uint_as_float((magnitude < 0x7c00u ? __float_as_uint(finite) : special) | sign);
     }
 };
 

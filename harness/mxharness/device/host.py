@@ -1,7 +1,8 @@
 """The host device: the kernels of kernels/ compiled for the CPU, with a Hopper tensor core's bits.
 
 Each .cu file becomes a shared library (kernels/host/ holds the CUDA execution model) that ctypes loads. Needs a C++17
-compiler (g++ 11 or clang++ 15 and newer) and NVIDIA's header files, from a toolkit or the wheel nvidia-cuda-runtime.
+compiler (tried: g++ 11 and 12, clang++ 14 and 16) and NVIDIA's header files, from a toolkit or from the wheels
+nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl.
 """
 
 from __future__ import annotations

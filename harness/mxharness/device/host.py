@@ -1,7 +1,7 @@
 """The host device: the kernels of kernels/ compiled for the CPU, with a Hopper tensor core's bits.
 
 Each .cu file becomes a shared library (kernels/host/ holds the CUDA execution model) that ctypes loads. Needs a C++17
-compiler (tried: g++ 11 and 12, clang++ 14 and 16) and NVIDIA's header files, from a toolkit or from the wheels
+compiler (tried: g++ 11, 12 and 13, clang++ 14 and 16) and NVIDIA's header files, from a toolkit or from the wheels
 nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,20 +55,11 @@ def file_error(error: OSError) -> str:
     return f"{message}; set MXHARNESS_CACHE to a cache folder that can be used" if name.startswith(cache) else message
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401  whatever a record holds
-    """`value` with what JSON cannot say said otherwise: inf and nan as strings, paths as strings, tuples as lists."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document on standard output."""
-    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+    from mxharness.record import json_ready
+
+    click.echo(json.dumps(json_ready(document), indent=2, allow_nan=False, default=str))  # str: paths
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
@@ -125,7 +125,7 @@ class CudaDevice:
     ) -> None:
         """Enqueue the kernel. UserError for a kernel or an argument type that does not exist."""
         function = self.function(source, kernel)
-        values = [_value(argument) for argument in arguments]
+        values = [kernel_argument(argument) for argument in arguments]
         whole_block = (*block, *(1,) * (3 - len(block)))
         function(*values, grid=(*grid, *(1,) * (3 - len(grid))), block=whole_block, stream=self._stream)
 
@@ -146,23 +146,6 @@ class CudaDevice:
         except self._driver.LogicError as error:
             known = ", ".join(self.sources.kernels(source))
             raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}") from error
-
-
-def _value(argument: object) -> np.generic:
-    match argument:
-        case torch.Tensor():
-            return np.uintp(argument.data_ptr())
-        case None:
-            return np.uintp(0)
-        case np.integer():
-            return np.int64(argument)
-        case bool() | int():
-            return np.int32(argument)
-        case float():
-            return np.float32(argument)
-    raise UserError(
-        f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
-    )
 
 
 def open_device(sources: Sources | None = None) -> CudaDevice:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
@@ -180,16 +181,16 @@ class HostDevice:
             raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
         _check_sizes(kernel, grid, block)
-        values = [_value(argument) for argument in arguments]
+        values = [np.array(kernel_argument(argument)) for argument in arguments]
         sizes = size_function()
         for i, value in enumerate(values):
             if sizes[i] == 0:
                 raise UserError(f"{kernel} takes {i} arguments, {len(values)} were given")
-            if sizes[i] != ctypes.sizeof(value):
-                raise UserError(f"{kernel}: argument {i} has {ctypes.sizeof(value)} bytes, the kernel takes {sizes[i]}")
+            if sizes[i] != value.nbytes:
+                raise UserError(f"{kernel}: argument {i} has {value.nbytes} bytes, the kernel takes {sizes[i]}")
         if sizes[len(values)] != 0:
             raise UserError(f"{kernel} takes more than the {len(values)} arguments given")
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         function = getattr(library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         message = function(_three(grid), _three(block), pointers)
@@ -215,23 +216,6 @@ def _check_sizes(kernel: str, grid: tuple[int, ...], block: tuple[int, ...]) -> 
 
 def _three(sizes: tuple[int, ...]) -> ctypes.Array[ctypes.c_uint]:
     return (ctypes.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
-
-
-def _value(argument: object) -> ctypes._SimpleCData[int] | ctypes._SimpleCData[float] | ctypes._SimpleCData[int | None]:
-    match argument:
-        case torch.Tensor():
-            return ctypes.c_void_p(argument.data_ptr())
-        case None:
-            return ctypes.c_void_p(0)
-        case np.integer():
-            return ctypes.c_int64(int(argument))
-        case bool() | int():
-            return ctypes.c_int32(argument)
-        case float():
-            return ctypes.c_float(argument)
-    raise UserError(
-        f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
-    )
 
 
 def open_device(sources: Sources | None = None, *, fast: bool = False) -> HostDevice:

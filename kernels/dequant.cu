@@ -6,13 +6,10 @@
 // float32 and bfloat16 hold every value (subnormals included) up to 2^128 and are Inf from there on; half rounds to
 // nearest even: Inf from 65520 on, subnormal or zero below 2^-14. Scale byte 255 makes the whole block NaN.
 // One thread writes 8 elements: one 4-byte load, one or two 16-byte stores where the row allows it.
+#include "convert.cuh"
 #include "mxfp4.cuh"
 
 constexpr int PER_THREAD = 8;
-
-__device__ inline void store(float* y, float value) { *y = value; }
-__device__ inline void store(__nv_bfloat16* y, float value) { *y = __float2bfloat16_rn(value); }
-__device__ inline void store(__half* y, float value) { *y = __float2half_rn(value); }
 
 template <class T>
 __device__ inline void dequant(T* __restrict__ y, const std::uint8_t* __restrict__ codes,
@@ -32,8 +29,8 @@ __device__ inline void dequant(T* __restrict__ y, const std::uint8_t* __restrict
 #pragma unroll
     for (int i = 0; i < PER_THREAD / 2; ++i) {
         const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>((packed >> (8 * i)) & 0xff), scale);
-        store(&values[2 * i], __uint_as_float(pair << 16));
-        store(&values[2 * i + 1], __uint_as_float(pair & 0xffff0000u));
+        narrow(&values[2 * i], __uint_as_float(pair << 16));
+        narrow(&values[2 * i + 1], __uint_as_float(pair & 0xffff0000u));
     }
 
     T* out = y + row * K + k;

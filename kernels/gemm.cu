@@ -1,18 +1,71 @@
-// W4A16 GEMM: y = x W^T (+ bias), W in MXFP4, float32 accumulation in the canonical order of mma.cuh.
+// W4A16 GEMM: y = x W^T (+ bias), float32 accumulation in the canonical order of mma.cuh, for one weight matrix, for
+// several in one launch, and for rows routed to experts.
 //
-//   x      (M, K) bfloat16 or half, 16-byte aligned      codes  (N, K/2) uint8, low nibble first
-//   bias   (N) float32 or null                           scales (N, K/32) uint8
-//   y      (M, N) float32, or the type of x              K a multiple of 32; any M and N
+//   x      rows of K bfloat16 or half, 16-byte aligned     W      (P, N, K), P problems ("gemm": MXFP4; "dense": 16 bit)
+//   bias   (P, N) float32 or null                          codes  (P, N, K/2) uint8, low nibble first
+//   y      rows of N float32, or the type of x             scales (P, N, K/32) uint8
+//   K a multiple of 32; any N and number of rows
+//
+// Which rows of x and y belong to a problem:
+//   offsets null   problem p = blockIdx.z has M rows: y's p M .. p M + M - 1, x's p x_step .. (x_step 0: x is shared)
+//   offsets (P+1)  problem p has the entries[offsets[p] .. offsets[p + 1]); entry e reads x's row e / fan, writes y's e
+//
+// "dense" weights (P, N, K) have the type of x and are the operand itself: decoded weights for bfloat16; for half the
+// values of the bare codes, with their scales beside them, or any half matrix with scales null.
 //
 // Two paths with the same bits, because both follow the canonical order:
-//   gemm_small   few tokens: a block owns 16 features x 8 tokens, its warps take the chunks of K in turn
-//   gemm_tile    many tokens: a block owns 64 features x 64 tokens and stages 32 k at a time in shared memory
+//   small   few rows: a block owns 16 features x 8 rows, its warps take the chunks of K in turn
+//   tile    many rows: a block owns 64 features x 64 rows and stages 32 k at a time in shared memory
 // In both the weights are the 16-row operand of the tensor core and the tokens the 8-column one.
+#include "convert.cuh"
 #include "mma.cuh"
 #include "mxfp4.cuh"
 
-__device__ inline void round_to(__nv_bfloat16* y, float value) { *y = __float2bfloat16_rn(value); }
-__device__ inline void round_to(__half* y, float value) { *y = __float2half_rn(value); }
+struct Rows {
+    const int* offsets;
+    const int* entries;
+    int problems, M, x_step, fan;
+};
+
+// The rows that one block works on.
+struct Tile {
+    int problem, first, count;  // first row within the problem, rows of the problem
+    const Rows* rows;
+
+    __device__ bool has(int m) const { return first + m < count; }
+    __device__ int entry(int m) const { return rows->entries[rows->offsets[problem] + first + m]; }
+    __device__ long long x_row(int m) const {
+        if (rows->offsets != nullptr) return entry(m) / rows->fan;
+        return static_cast<long long>(problem) * rows->x_step + first + m;
+    }
+    __device__ long long y_row(int m) const {
+        if (rows->offsets != nullptr) return entry(m);
+        return static_cast<long long>(problem) * rows->M + first + m;
+    }
+};
+
+// Block row blockIdx.y of the grid; tiles of routed problems follow one another. False: there is nothing left to do.
+__device__ inline bool locate(Tile& tile, const Rows& rows, int size) {
+    tile.rows = &rows;
+    if (rows.offsets == nullptr) {
+        tile.problem = blockIdx.z;
+        tile.first = blockIdx.y * size;
+        tile.count = rows.M;
+        return true;
+    }
+    int left = blockIdx.y;
+    for (int p = 0; p < rows.problems; ++p) {
+        const int count = rows.offsets[p + 1] - rows.offsets[p], tiles = (count + size - 1) / size;
+        if (left < tiles) {
+            tile.problem = p;
+            tile.first = left * size;
+            tile.count = count;
+            return true;
+        }
+        left -= tiles;
+    }
+    return false;
+}
 
 // A chunk's sum joins the total: the declared order's only other rounding.
 template <class T> __device__ inline float add_chunk(float total, float chunk_sum, float scale) {
@@ -35,33 +88,77 @@ template <class T> __device__ inline std::uint32_t operand(std::uint32_t byte, f
     }
 }
 
-template <class T>
-__device__ inline void write(void* y, const float* bias, float total, int m, int n, int M, int N, int float_output) {
-    if (m >= M || n >= N) return;
-    if (bias != nullptr) total = __fadd_rn(total, bias[n]);
-    const long long at = static_cast<long long>(m) * N + n;
-    if (float_output) static_cast<float*>(y)[at] = total;
-    else round_to(static_cast<T*>(y) + at, total);
-}
+// Weights (P, N, K) as operands of the tensor core. `row` counts through all problems.
+template <class T> struct Packed {
+    const std::uint8_t* codes;
+    const std::uint8_t* scales;
+    int K;
 
-// ---------------------------------------------------------------------------------------------- few tokens
+    __device__ float scale(long long row, int k) const { return decode_scale(scales[row * (K / MX_BLOCK) + k / MX_BLOCK]); }
+    // 4 weights from k on, k a multiple of 4.
+    __device__ uint2 four(long long row, int k, float scale) const {
+        const std::uint32_t codes4 = *reinterpret_cast<const std::uint16_t*>(codes + row * (K / 2) + k / 2);
+        return make_uint2(operand<T>(codes4 & 0xff, scale), operand<T>(codes4 >> 8, scale));
+    }
+    // 16 weights from k on, k a multiple of 16, into 8 words.
+    __device__ void sixteen(std::uint32_t* to, long long row, int k, float scale) const {
+        const uint2 codes16 = *reinterpret_cast<const uint2*>(codes + row * (K / 2) + k / 2);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) to[i] = operand<T>(((i < 4 ? codes16.x : codes16.y) >> (8 * (i % 4))) & 0xff, scale);
+    }
+};
+
+template <class T> struct Dense {
+    const T* operands;
+    const std::uint8_t* scales;
+    int K;
+
+    __device__ float scale(long long row, int k) const {
+        return scales == nullptr ? 1.0f : decode_scale(scales[row * (K / MX_BLOCK) + k / MX_BLOCK]);
+    }
+    __device__ uint2 four(long long row, int k, float) const { return *reinterpret_cast<const uint2*>(operands + row * K + k); }
+    __device__ void sixteen(std::uint32_t* to, long long row, int k, float) const {
+        const uint4* from = reinterpret_cast<const uint4*>(operands + row * K + k);
+        reinterpret_cast<uint4*>(to)[0] = from[0];
+        reinterpret_cast<uint4*>(to)[1] = from[1];
+    }
+};
+
+// Where a problem's results go.
+template <class T> struct Output {
+    void* y;
+    const float* bias;
+    int N, float_output;
+
+    __device__ void write(const Tile& tile, int m, int n, float total) const {
+        if (!tile.has(m) || n >= N) return;
+        if (bias != nullptr) total = __fadd_rn(total, bias[static_cast<long long>(tile.problem) * N + n]);
+        const long long at = tile.y_row(m) * N + n;
+        if (float_output) static_cast<float*>(y)[at] = total;
+        else narrow(static_cast<T*>(y) + at, total);
+    }
+};
+
+// ---------------------------------------------------------------------------------------------- few rows
 
 constexpr int SMALL_WARPS = 8, SMALL_N = 16, SMALL_M = 8;
 
-template <class T>
-__device__ inline void gemm_small(void* y, const T* __restrict__ x, const std::uint8_t* __restrict__ codes,
-                                  const std::uint8_t* __restrict__ scales, const float* __restrict__ bias, int M, int N,
-                                  int K, int float_output) {
+template <class T, class Weights>
+__device__ inline void multiply_small(const Output<T>& output, const T* __restrict__ x, const Weights& weights,
+                                      const Rows& rows) {
     constexpr int chunk = Order<T>::chunk;
     __shared__ float sums[SMALL_WARPS][SMALL_N * SMALL_M];  // a round's chunk sums, times their scale
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int n0 = blockIdx.x * SMALL_N, m0 = blockIdx.y * SMALL_M;
+    const int n0 = blockIdx.x * SMALL_N, N = output.N, K = weights.K;
+    Tile tile;
+    if (!locate(tile, rows, SMALL_M)) return;
 
     // A lane covers 4 consecutive k of a step (4t .. 4t + 3), for weights and tokens alike: inside a step the
     // assignment of k to the fragment's slots is free.
-    const int n[2] = {n0 + g, n0 + g + 8}, m = m0 + g;
-    const long long row[2] = {n[0] < N ? n[0] : 0, n[1] < N ? n[1] : 0};
-    const T* tokens = x + static_cast<long long>(m < M ? m : 0) * K;
+    const int n[2] = {n0 + g, n0 + g + 8};
+    const long long first_row = static_cast<long long>(tile.problem) * N;
+    const bool token = tile.has(g);
+    const T* tokens = x + (token ? tile.x_row(g) : 0) * K;
 
     const int chunks = (K + chunk - 1) / chunk;
     float total = 0;  // of result threadIdx.x, in the first 128 threads
@@ -70,18 +167,20 @@ __device__ inline void gemm_small(void* y, const T* __restrict__ x, const std::u
         float sum[1][1][4] = {};
         float scale[2] = {0, 0};
         for (int k = begin; k < end; k += MMA_K) {
-            std::uint32_t a[1][4], b[1][2];
+            std::uint32_t a[1][4] = {}, b[1][2] = {};
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                scale[i] = decode_scale(n[i] < N ? scales[row[i] * (K / MX_BLOCK) + k / MX_BLOCK] : 0);
-                const std::uint32_t four =
-                    n[i] < N ? *reinterpret_cast<const std::uint16_t*>(codes + row[i] * (K / 2) + k / 2 + 2 * t) : 0;
-                a[0][i] = operand<T>(four & 0xff, scale[i]);
-                a[0][i + 2] = operand<T>(four >> 8, scale[i]);
+            for (int i = 0; i < 2; ++i)
+                if (n[i] < N) {
+                    scale[i] = weights.scale(first_row + n[i], k);
+                    const uint2 four = weights.four(first_row + n[i], k + 4 * t, scale[i]);
+                    a[0][i] = four.x;
+                    a[0][i + 2] = four.y;
+                }
+            if (token) {
+                const uint2 four = *reinterpret_cast<const uint2*>(tokens + k + 4 * t);
+                b[0][0] = four.x;
+                b[0][1] = four.y;
             }
-            const uint2 four = m < M ? *reinterpret_cast<const uint2*>(tokens + k + 4 * t) : make_uint2(0, 0);
-            b[0][0] = four.x;
-            b[0][1] = four.y;
             mma_step(Fragments<T, 1, 1>{sum, a, b});
         }
 #pragma unroll
@@ -92,31 +191,34 @@ __device__ inline void gemm_small(void* y, const T* __restrict__ x, const std::u
             for (int w = 0; w < min(SMALL_WARPS, chunks - first); ++w) total = __fadd_rn(total, sums[w][threadIdx.x]);
         __syncthreads();
     }
-    if (threadIdx.x < SMALL_N * SMALL_M)
-        write<T>(y, bias, total, m0 + threadIdx.x % SMALL_M, n0 + threadIdx.x / SMALL_M, M, N, float_output);
+    if (threadIdx.x < SMALL_N * SMALL_M) output.write(tile, threadIdx.x % SMALL_M, n0 + threadIdx.x / SMALL_M, total);
 }
 
-// ---------------------------------------------------------------------------------------------- many tokens
+// ---------------------------------------------------------------------------------------------- many rows
 
 constexpr int TILE_N = 64, TILE_M = 64, TILE_THREADS = 128;
 constexpr int STAGE_K = 32;                      // one block of codes
 constexpr int PITCH = (STAGE_K + 8) / 2;         // of a shared row in 4-byte words; fragment loads hit 32 banks
 
-template <class T>
-__device__ inline void gemm_tile(void* y, const T* __restrict__ x, const std::uint8_t* __restrict__ codes,
-                                 const std::uint8_t* __restrict__ scales, const float* __restrict__ bias, int M, int N,
-                                 int K, int float_output) {
+template <class T, class Weights>
+__device__ inline void multiply_tile(const Output<T>& output, const T* __restrict__ x, const Weights& weights,
+                                     const Rows& rows) {
     constexpr int chunk = Order<T>::chunk;
-    constexpr int MT = 2, NT = 4;  // a warp owns 32 features x 32 tokens
-    __shared__ __align__(16) std::uint32_t weights[TILE_N][PITCH], tokens[TILE_M][PITCH];
+    constexpr int MT = 2, NT = 4;  // a warp owns 32 features x 32 rows
+    __shared__ __align__(16) std::uint32_t staged[TILE_N][PITCH], tokens[TILE_M][PITCH];
     __shared__ float row_scale[TILE_N];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    const int n0 = blockIdx.x * TILE_N, m0 = blockIdx.y * TILE_M;
+    const int n0 = blockIdx.x * TILE_N, N = output.N, K = weights.K;
     const int warp_n = warp / 2 * 32, warp_m = warp % 2 * 32;
+    Tile tile;
+    if (!locate(tile, rows, TILE_M)) return;
 
-    // Staging: two threads a row, each half a block: 8 bytes of codes, 32 bytes of tokens.
+    // Staging: two threads a row, each half a block: 16 weights and 32 bytes of tokens.
     const int stage_row = thread / 2, half = thread % 2;
-    const int n = n0 + stage_row, m = m0 + stage_row;
+    const int n = n0 + stage_row;
+    const long long weight_row = static_cast<long long>(tile.problem) * N + n;
+    const bool token = tile.has(stage_row);
+    const T* from_x = x + (token ? tile.x_row(stage_row) : 0) * K;
 
     float total[MT][NT][4] = {};
     for (int begin = 0; begin < K; begin += chunk) {
@@ -124,19 +226,20 @@ __device__ inline void gemm_tile(void* y, const T* __restrict__ x, const std::ui
         for (int k = begin; k < min(begin + chunk, K); k += STAGE_K) {
             __syncthreads();  // the stage before has been read
             {
-                const uint2 packed =
-                    n < N ? *reinterpret_cast<const uint2*>(codes + static_cast<long long>(n) * (K / 2) + k / 2 + 8 * half)
-                          : make_uint2(0, 0);
-                const float scale = decode_scale(n < N ? scales[static_cast<long long>(n) * (K / MX_BLOCK) + k / MX_BLOCK] : 0);
+                std::uint32_t* weights_to = &staged[stage_row][8 * half];
+                const float scale = n < N ? weights.scale(weight_row, k) : 0.0f;
                 if (half == 0) row_scale[stage_row] = scale;
+                if (n < N) {
+                    weights.sixteen(weights_to, weight_row, k + 16 * half, scale);
+                } else {
 #pragma unroll
-                for (int i = 0; i < 8; ++i)
-                    weights[stage_row][8 * half + i] = operand<T>(((i < 4 ? packed.x : packed.y) >> (8 * (i % 4))) & 0xff, scale);
+                    for (int i = 0; i < 8; ++i) weights_to[i] = 0;
+                }
                 const uint4 zero = make_uint4(0, 0, 0, 0);
-                const uint4* from = reinterpret_cast<const uint4*>(x + static_cast<long long>(m) * K + k + 16 * half);
+                const uint4* from = reinterpret_cast<const uint4*>(from_x + k + 16 * half);
                 uint4* to = reinterpret_cast<uint4*>(&tokens[stage_row][8 * half]);
-                to[0] = m < M ? from[0] : zero;
-                to[1] = m < M ? from[1] : zero;
+                to[0] = token ? from[0] : zero;
+                to[1] = token ? from[1] : zero;
             }
             __syncthreads();
 #pragma unroll
@@ -146,7 +249,7 @@ __device__ inline void gemm_tile(void* y, const T* __restrict__ x, const std::ui
 #pragma unroll
                 for (int i = 0; i < MT; ++i)
 #pragma unroll
-                    for (int r = 0; r < 4; ++r) a[i][r] = weights[warp_n + 16 * i + g + 8 * (r & 1)][word + 4 * (r >> 1)];
+                    for (int r = 0; r < 4; ++r) a[i][r] = staged[warp_n + 16 * i + g + 8 * (r & 1)][word + 4 * (r >> 1)];
 #pragma unroll
                 for (int j = 0; j < NT; ++j)
 #pragma unroll
@@ -169,29 +272,60 @@ __device__ inline void gemm_tile(void* y, const T* __restrict__ x, const std::ui
         for (int j = 0; j < NT; ++j)
 #pragma unroll
             for (int r = 0; r < 4; ++r)
-                write<T>(y, bias, total[i][j][r], m0 + warp_m + 8 * j + 2 * t + r % 2, n0 + warp_n + 16 * i + g + 8 * (r / 2),
-                         M, N, float_output);
+                output.write(tile, warp_m + 8 * j + 2 * t + r % 2, n0 + warp_n + 16 * i + g + 8 * (r / 2), total[i][j][r]);
 }
 
 // ---------------------------------------------------------------------------------------------- entry points
 
+using Bytes = const std::uint8_t*;
+
 extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
-    gemm_small_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
-                    int M, int N, int K, int float_output) {
-    gemm_small(y, x, codes, scales, bias, M, N, K, float_output);
+    gemm_small_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
+                    const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_small<__nv_bfloat16>({y, bias, N, float_output}, x, Packed<__nv_bfloat16>{codes, scales, K},
+                                  {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
-    gemm_small_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
-                    int M, int N, int K, int float_output) {
-    gemm_small(y, x, codes, scales, bias, M, N, K, float_output);
+    gemm_small_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
+                    const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_small<__half>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
+                           {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    gemm_tile_bf16(void* y, const __nv_bfloat16* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
-                    int M, int N, int K, int float_output) {
-    gemm_tile(y, x, codes, scales, bias, M, N, K, float_output);
+    gemm_tile_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
+                   const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_tile<__nv_bfloat16>({y, bias, N, float_output}, x, Packed<__nv_bfloat16>{codes, scales, K},
+                                 {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    gemm_tile_fp16(void* y, const __half* x, const std::uint8_t* codes, const std::uint8_t* scales, const float* bias,
-                    int M, int N, int K, int float_output) {
-    gemm_tile(y, x, codes, scales, bias, M, N, K, float_output);
+    gemm_tile_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
+                   const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_tile<__half>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
+                          {offsets, entries, problems, M, x_step, fan});
+}
+extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
+    dense_small_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias,
+                     const int* offsets, const int* entries, int problems, int M, int x_step, int fan, int N, int K,
+                     int float_output) {
+    multiply_small<__nv_bfloat16>({y, bias, N, float_output}, x, Dense<__nv_bfloat16>{w, scales, K},
+                                  {offsets, entries, problems, M, x_step, fan});
+}
+extern "C" __global__ void __launch_bounds__(SMALL_WARPS * 32)
+    dense_small_fp16(void* y, const __half* x, const __half* w, Bytes scales, const float* bias, const int* offsets,
+                     const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_small<__half>({y, bias, N, float_output}, x, Dense<__half>{w, scales, K},
+                           {offsets, entries, problems, M, x_step, fan});
+}
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+    dense_tile_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias,
+                    const int* offsets, const int* entries, int problems, int M, int x_step, int fan, int N, int K,
+                    int float_output) {
+    multiply_tile<__nv_bfloat16>({y, bias, N, float_output}, x, Dense<__nv_bfloat16>{w, scales, K},
+                                 {offsets, entries, problems, M, x_step, fan});
+}
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+    dense_tile_fp16(void* y, const __half* x, const __half* w, Bytes scales, const float* bias, const int* offsets,
+                    const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
+    multiply_tile<__half>({y, bias, N, float_output}, x, Dense<__half>{w, scales, K},
+                          {offsets, entries, problems, M, x_step, fan});
 }

@@ -5,11 +5,8 @@
 //
 // scale_rule and tie_rule are the enums of mxfp4.cuh. Elements past 6 times the scale saturate. A block that holds a
 // NaN or an Inf becomes scale byte 255 with codes 0: loud, never a plausible number. One thread does one block.
+#include "convert.cuh"
 #include "mxfp4.cuh"
-
-__device__ inline float widen(float x) { return x; }
-__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float widen(__half x) { return __half2float(x); }
 
 template <class T>
 __device__ inline void quantize(std::uint8_t* __restrict__ codes, std::uint8_t* __restrict__ scales,

@@ -14,14 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from mxharness import regimes
+from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, gamma
 from mxharness.execution import Execution, as_bytes
 from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors, Tolerance
 from mxharness.pattern import describe
 
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""Of rounding to nearest into the output dtype."""
-SMALLEST = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
-"""Smallest subnormal."""
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
@@ -37,6 +34,8 @@ class Verdict:
     """float64, the reference."""
     refusal: str = ""
     """Why the case proves nothing; empty when it does."""
+    ties: int = 0
+    """Permitted ids that are not the reference's own choice."""
 
 
 def gates(op: Op, case: Case) -> tuple[Gate, ...]:
@@ -48,6 +47,8 @@ def gates(op: Op, case: Case) -> tuple[Gate, ...]:
         found.append("exact-arithmetic")
     if op.predict is not None:
         found.append("predicted")
+    if op.composed is not None:
+        found.append("composed")
     return tuple(found)
 
 
@@ -56,12 +57,12 @@ def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, ex
     outputs = execution.outputs
     verdicts = {}
     if outputs:
-        expected = _expected(op, case, gate, inputs)
-        _check_forms(op, case, outputs, expected)
+        expected = _expected(op, case, gate, inputs, outputs)
+        _check_forms(op, case, gate, outputs, expected)
         verdicts = {name: _compare(outputs[name], expected[name], gate, op.tolerance) for name in expected}
     bad = sum(int(verdict.bad.sum()) for verdict in verdicts.values())
-    elements = sum(tensor.numel() for tensor in outputs.values())
-    floats = [tensor for tensor in outputs.values() if tensor.is_floating_point()]
+    elements = sum(outputs[name].numel() for name in verdicts)
+    floats = [outputs[name] for name in verdicts if outputs[name].is_floating_point()]
     nan = sum(int(tensor.isnan().sum()) for tensor in floats)
     inf = sum(int(tensor.isinf().sum()) for tensor in floats)
     refusals = [verdict.refusal for verdict in verdicts.values() if verdict.refusal]
@@ -82,6 +83,7 @@ def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, ex
         ratio=max((_largest(verdict.ratio) for verdict in verdicts.values()), default=math.inf),
         max_ulp=max((_ulps(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
         nmse=max((_nmse(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
+        ties=sum(verdict.ties for verdict in verdicts.values()),
         digest=digest(outputs),
         inputs=digest(inputs),
         message="",
@@ -103,17 +105,25 @@ def digest(tensors: Tensors) -> str:
     return total.hexdigest()[:16]
 
 
-def _expected(op: Op, case: Case, gate: Gate, inputs: Tensors) -> Mapping[str, Expected]:
+def _expected(op: Op, case: Case, gate: Gate, inputs: Tensors, outputs: Tensors) -> Mapping[str, Expected]:
     if gate == "predicted":
         if op.predict is None:
             raise ValueError(f"{op.name} predicts no bits")
-        return {name: Expected(tensor) for name, tensor in op.predict(case, inputs).items()}
-    return op.golden(case, inputs)
+        return {name: Expected(tensor) for name, tensor in op.predict(case, {**outputs, **inputs}).items()}
+    if gate == "composed":
+        if op.composed is None:
+            raise ValueError(f"{op.name} is one stage")
+        return op.composed(case, inputs)
+    return op.golden(case, {**outputs, **inputs})
 
 
-def _check_forms(op: Op, case: Case, outputs: Tensors, expected: Mapping[str, Expected]) -> None:
-    """Names, shapes and dtypes before values; a difference is a fault of the operator's own code, not of a kernel."""
-    if not expected or set(outputs) != set(expected):
+def _check_forms(op: Op, case: Case, gate: Gate, outputs: Tensors, expected: Mapping[str, Expected]) -> None:
+    """Names, shapes and dtypes before values; a difference is a fault of the operator's own code, not of a kernel.
+
+    Not every stage is a contraction whose bits are predicted, and the whole function has no intermediates.
+    """
+    some = gate in ("predicted", "composed")
+    if not expected or not set(expected) <= set(outputs) or (not some and set(outputs) != set(expected)):
         raise AssertionError(
             f"{op.name} {case}: outputs {', '.join(outputs)} do not meet references {', '.join(expected) or 'none'}"
         )
@@ -125,8 +135,11 @@ def _check_forms(op: Op, case: Case, outputs: Tensors, expected: Mapping[str, Ex
 
 
 def _compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: Tolerance) -> Verdict:
-    if gate == "bound":
-        return _within_bound(output, expected, tolerance)
+    if expected.permitted is not None:
+        return _permitted(output, expected.value, expected.permitted)
+    if gate in ("bound", "composed") and expected.magnitude is not None:
+        ceiling = tolerance.composed_ceiling if gate == "composed" else tolerance.ceiling
+        return _within_bound(output, expected, tolerance.unit_roundoff, ceiling)
     refusal = ""
     want = expected.value
     if gate == "exact-arithmetic":
@@ -144,22 +157,35 @@ def _same_bits(output: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     return (output.view(integer) == want.view(integer)) | (output.isnan() & want.isnan())
 
 
-def _within_bound(output: torch.Tensor, expected: Expected, tolerance: Tolerance) -> Verdict:
-    """|y - reference| <= gamma_n magnitude + u_out |reference| (1 + gamma_n) + eta; NaN and Inf exactly where due."""
+def _permitted(output: torch.Tensor, choice: torch.Tensor, permitted: torch.Tensor) -> Verdict:
+    """Ids: the reference's own choice, or one that its bounds cannot tell from it."""
+    ids = output.long()
+    known = (ids >= 0) & (ids < permitted.shape[-1])
+    right = known & permitted.gather(-1, ids.where(known, 0).unsqueeze(-1)).squeeze(-1)
+    ratio = torch.where(right, 0.0, torch.inf).double()
+    return Verdict(~right, ratio, choice.double(), ties=int((right & (ids != choice)).sum()))
+
+
+def _within_bound(output: torch.Tensor, expected: Expected, unit_roundoff: float, ceiling: float) -> Verdict:
+    """|y - reference| <= gamma_n magnitude + slack + u_out (|reference| (1 + gamma_n) + slack) + eta.
+
+    NaN and Inf exactly where due.
+    """
     if expected.magnitude is None:
         raise ValueError("a bound needs the magnitude of the sum")
-    n_u = expected.chain * tolerance.unit_roundoff
-    gamma = n_u / (1 - n_u)
+    gamma_n = gamma(expected.chain, unit_roundoff)
     y, want = output.double(), expected.value
-    summed = gamma * expected.magnitude
-    bound = summed + UNIT_ROUNDOFF[output.dtype] * want.abs() * (1 + gamma) + SMALLEST[output.dtype]
+    summed = gamma_n * expected.magnitude
+    if expected.slack is not None:
+        summed = summed + expected.slack * (1 + UNIT_ROUNDOFF[output.dtype])
+    bound = summed + UNIT_ROUNDOFF[output.dtype] * want.abs() * (1 + gamma_n) + SMALLEST[output.dtype]
     largest = torch.finfo(output.dtype).max
     # A reference within its bound of the largest finite number may round to it or to Inf.
     may_overflow = want.abs() + bound > largest
     right_inf = y.isinf() & (y.sign() == want.sign()) & may_overflow
     due_nan = want.isnan()
     # A partial sum may pass float32's range though the whole does not: no bound holds there.
-    out_of_range = expected.magnitude.isfinite() & (expected.magnitude * (1 + gamma) >= 2.0**128)
+    out_of_range = expected.magnitude.isfinite() & (expected.magnitude * (1 + gamma_n) >= 2.0**128)
     error = (y - want).abs()
     ordinary = y.isfinite() & want.isfinite()
     ratio = torch.where(ordinary, error / bound, torch.inf)
@@ -170,9 +196,9 @@ def _within_bound(output: torch.Tensor, expected: Expected, tolerance: Tolerance
         refusal = "most partial sums may overflow: this case proves nothing"
     if judged.any():
         looseness = float((bound[judged] / want[judged].abs()).median())
-        if looseness > tolerance.ceiling:
+        if looseness > ceiling:
             refusal = (
-                f"the median bound is {looseness:.2g} of the reference, past the ceiling of {tolerance.ceiling:g}: "
+                f"the median bound is {looseness:.2g} of the reference, past the ceiling of {ceiling:g}: "
                 "this case proves nothing"
             )
     return Verdict(ratio > 1, ratio, want, refusal)
@@ -229,6 +255,7 @@ def _message(
 def _describe(op: Op, gate: Gate, name: str, output: torch.Tensor, verdict: Verdict, count: int) -> str:
     reason = {
         "bound": f"past the bound ({op.tolerance.why})",
+        "composed": f"past the whole function's bound ({op.tolerance.why})",
         "exact": f"not the exact value ({op.tolerance.why})",
         "exact-arithmetic": "not the one right value (every partial sum is exact, so any order gives the same bits)",
         "predicted": "not the predicted bits (another order, another rounding or a fault)",
@@ -241,13 +268,14 @@ def _describe(op: Op, gate: Gate, name: str, output: torch.Tensor, verdict: Verd
             f", {number} of them {what}" for number, what in ((wrong_nan, "NaN"), (wrong_inf, "Inf")) if number
         )
     distance = torch.where(verdict.bad, (output.double() - verdict.want).abs().nan_to_num(torch.inf), -1.0)
-    worst_by = torch.where(verdict.bad, verdict.ratio, -1.0) if gate == "bound" else distance
+    worst_by = torch.where(verdict.bad, verdict.ratio, -1.0) if gate in ("bound", "composed") else distance
     flat = int(worst_by.argmax())
     place = [int(i) for i in torch.unravel_index(torch.tensor(flat), output.shape)]
     got, want = output.flatten()[flat].item(), verdict.want.flatten()[flat].item()
     ratio = float(verdict.ratio.flatten()[flat])
-    times = f", {ratio:.3g}x the bound" if gate == "bound" and math.isfinite(ratio) else ""
-    digits = ".9g" if gate != "bound" else ".6g"
+    bounded = gate in ("bound", "composed")
+    times = f", {ratio:.3g}x the bound" if bounded and math.isfinite(ratio) else ""
+    digits = ".6g" if bounded else ".9g"
     return (
         f"{count} of {output.numel()} elements of {name} {reason}{special}; "
         f"worst {place}: got {got:{digits}}, should be {want:{digits}}{times}; pattern: {describe(verdict.bad)}"

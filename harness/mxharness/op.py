@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 
-Gate = Literal["exact", "exact-arithmetic", "predicted", "bound"]
+Gate = Literal["exact", "exact-arithmetic", "predicted", "bound", "composed"]
 """Which rule judged an element.
 
 exact             bit for bit against a reference that rounds once: decoders, packers, gathers
 exact-arithmetic  the inputs are chosen so that every partial sum is exact; any order must give the same bits
 predicted         bit for bit against the model of the tensor core and the declared accumulation order
-bound             |y - reference| <= an a-priori bound, element by element
+bound             |y - reference| <= an a-priori bound, element by element, stage by stage: the reference of a later
+                  stage takes the kernel's own earlier output as its exact input
+composed          the whole function in float64 from the inputs alone, with the roundings of all stages propagated
 """
+
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 
 @dataclass(frozen=True, order=True)
@@ -49,6 +53,11 @@ class Case:
         sizes = "x".join(map(str, self.shape))
         layout = () if self.layout == "linear" else (self.layout,)
         return "-".join((self.op, sizes, self.dtype, self.regime, *layout, *self.options, f"s{self.seed}"))
+
+    def option(self, name: str) -> str | None:
+        """What follows "name=" in the options; "" for an option that is the name alone, None where there is none."""
+        found = [text.partition("=")[2] for text in self.options if text.partition("=")[0] == name]
+        return found[0] if found else None
 
     def __repr__(self) -> str:
         parts = [f'"{self.op}"', repr(self.shape)]
@@ -77,6 +86,11 @@ class Expected:
     """Length n of the longest chain of roundings behind one element, for gamma_n."""
     dtype: torch.dtype | None = None
     """Of the output; None: the value's own."""
+    slack: torch.Tensor | None = None
+    """float64, same shape: what the roundings of earlier stages may add to the bound (bounds.py)."""
+    permitted: torch.Tensor | None = None
+    """bool (M, V): the output holds M ids below V, and these are right: more than one where the choice hangs on less
+    than the rounding error of what was compared. `value` is the reference's own choice."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,8 @@ class Tolerance:
     source: str = ""
     ceiling: float = 0.0
     """Largest median bound/|reference| of a case that still proves something; past it the case is refused."""
+    composed_ceiling: float = 0.0
+    """The same for the whole function, whose bound carries every intermediate rounding."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class Op:
     make_inputs: Callable[[Case], Tensors]
     """Deterministic and device-independent; CPU tensors."""
     golden: Callable[[Case, Tensors], Mapping[str, Expected]]
+    """One reference an output, from the inputs and, for a later stage, the kernel's own earlier outputs."""
     launch: Callable[[Device, Case, Tensors], Tensors]
     """Runs the production kernel on device tensors; the only part that knows grid, block and argument order."""
     tolerance: Tolerance
@@ -119,10 +136,18 @@ class Op:
     row_inputs: tuple[str, ...]
     """Names of the inputs whose first dimension is that axis; it is the first dimension of every output."""
     predict: Callable[[Case, Tensors], Tensors] | None = None
-    """The exact bits, from the model of the tensor core; None where the operator has no contraction."""
+    """The exact bits of every output that is one contraction, from the model of the tensor core and the tensors that
+    golden gets; None where the operator has none."""
+    composed: Callable[[Case, Tensors], Mapping[str, Expected]] | None = None
+    """The whole function's references for its last outputs, from the inputs alone; None for a single stage."""
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def family(self) -> str:
+        """The stem that its kernels share."""
+        return self.source.removesuffix(".cu")
 
 
 @dataclass(frozen=True)
@@ -156,3 +181,5 @@ class Outcome:
     """The same over the inputs: two outcomes with other inputs are not comparable."""
     message: str
     """What, where, how bad, what to paste; empty when passed."""
+    ties: int = 0
+    """Ids that are not the reference's own choice but permitted: their scores differ by less than their bounds."""

@@ -19,8 +19,9 @@ from mxharness.session import Session
 
 if TYPE_CHECKING:
     from mxharness.device import Device
-    from mxharness.faults import Fault, FaultResult
+    from mxharness.faults import FaultResult
     from mxharness.op import Case, Gate, Op, Outcome, Tensors
+    from mxharness.planted.fault import Fault
 
     Check = Callable[[Op, Case, Gate], Outcome]
 

@@ -60,15 +60,15 @@ _ACTIVATIONS: dict[str, Callable[[Generator, tuple[int, ...]], Floats]] = {
 }
 
 
-def activations(case: Case, shape: tuple[int, ...]) -> torch.Tensor:
-    """Kernel inputs of case.dtype, rounded from float64; shape (M, K)."""
-    x = _ACTIVATIONS[case.regime](generator(case, "x"), shape)
+def activations(case: Case, shape: tuple[int, ...], what: str = "x") -> torch.Tensor:
+    """Kernel inputs of case.dtype, rounded from float64; shape (.., K). what: the tensor's name, which seeds it."""
+    x = _ACTIVATIONS[case.regime](generator(case, what), shape)
     return torch.from_numpy(x).to(torch.float32).to(DTYPES[case.dtype])
 
 
-def bias(case: Case, N: int) -> torch.Tensor:
+def bias(case: Case, N: int, what: str = "bias") -> torch.Tensor:
     """float32 (N), of the same kind as the case's activations."""
-    values = _ACTIVATIONS[case.regime](generator(case, "bias"), (N,))
+    values = _ACTIVATIONS[case.regime](generator(case, what), (N,))
     return torch.from_numpy(values).to(torch.float32)
 
 
@@ -77,10 +77,10 @@ def _exact_spread(K: int) -> int:
     return int(np.floor(np.log2((2.0**24 - 8) / (K * 4 * 6 / 0.5))))
 
 
-def weights(case: Case, shape: tuple[int, int]) -> mxfp4.Quantized:
+def weights(case: Case, shape: tuple[int, int], what: str = "w") -> mxfp4.Quantized:
     """MXFP4 weights (N, K): real ones quantised from a normal distribution, or codes and scales drawn directly."""
     N, K = shape
-    rng = generator(case, "w")
+    rng = generator(case, what)
     blocks = (N, K // mxfp4.BLOCK)
     if case.regime in ("normal", "outliers"):
         return mxfp4.quantize(torch.from_numpy(rng.standard_normal(shape) * 0.05).to(torch.float32))

@@ -13,10 +13,8 @@ from pathlib import Path
 from mxharness import paths, plot
 from mxharness.baseline import LABELS
 from mxharness.drift import Change, Comparison
-from mxharness.op import Outcome
+from mxharness.op import GATES, Outcome
 from mxharness.record import Labelled, RunRecord, Verdict, is_right, verdict, write_atomically
-
-GATES = ("exact", "exact-arithmetic", "predicted", "bound")
 
 _MOST_FAILURES = 50
 _FEW = 5

@@ -69,7 +69,7 @@ class Session:
             good = sum(row["passed"] for row in rows)
             elements = sum(row["elements"] for row in rows)
             worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate == "bound" else ""
-            yield f"{op:10} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
+            yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
         for (what, why), count in self.skipped.items():
             yield f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})"
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mxharness import functional, mxfp4
 from mxharness.device import cuda, host, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 from mxharness.execution import Fenced, execute
 from mxharness.op import Case
-from mxharness.ops import OPS, dequant, find, gemm, quantize
+from mxharness.ops import OPS, find
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_compile_error_is_one_sentence():
 def test_replacing_what_is_not_there_once_is_an_error():
     with pytest.raises(UserError, match=r"occurs 0 times in kernels/gemm.cu, it must occur once"):
         shipped().replaced("gemm.cu", "no such text", "")
-    with pytest.raises(UserError, match=r"no kernel file 'nothing.cu'; there are dequant.cu"):
+    with pytest.raises(UserError, match=r"no kernel file 'nothing.cu'; there are convert.cuh, dequant.cu"):
         shipped().replaced("nothing.cu", "", "")
 
 
@@ -100,7 +101,7 @@ def test_divergent_barrier_is_named_not_waited_for():
     assert len(violations) == 1
     assert "never ends: 1 of 256 threads returned, 255 wait at __syncthreads" in violations[0]
     with pytest.raises(KernelFailure):  # and the device goes on to say so
-        gemm.matmul(device, **find("gemm").make_inputs(case))
+        find("gemm").launch(device, case, find("gemm").make_inputs(case))
     sound = execute(find("gemm"), case, open_device("host"), find("gemm").make_inputs(case))
     assert sound.violations == ()
 
@@ -138,10 +139,11 @@ def test_an_output_that_no_kernel_made_is_refused(cpu):
 
 def test_threads_do_not_leak_stacks(cpu):
     """Forty threads that each ran a block of 256 leave fewer mappings behind than ten of them would."""
-    inputs = find("gemm").make_inputs(find("gemm").cases[0])
+    case = find("gemm").cases[0]
+    inputs = find("gemm").make_inputs(case)
     before = len(Path("/proc/self/maps").read_text().splitlines())
     for _ in range(40):
-        thread = threading.Thread(target=lambda: gemm.matmul(cpu, **inputs))
+        thread = threading.Thread(target=lambda: find("gemm").launch(cpu, case, inputs))
         thread.start()
         thread.join()
     assert len(Path("/proc/self/maps").read_text().splitlines()) - before < 10 * 256
@@ -208,24 +210,25 @@ def test_every_kernel_compiles_for_the_gpu(architecture):
 def bad_calls():
     x = torch.zeros(2, 64, dtype=torch.bfloat16)
     codes, scales = torch.zeros(8, 32, dtype=torch.uint8), torch.zeros(8, 2, dtype=torch.uint8)
-    yield gemm.matmul, (x.float(), codes, scales), "gemm takes bfloat16 or float16"
-    yield gemm.matmul, (x[:, :32].contiguous(), codes, scales), r"x must be \(M, 64\)"
-    yield gemm.matmul, (x[:0], codes, scales), "with at least one row"
-    yield gemm.matmul, (x, codes, scales[:, :1]), r"codes must be \(N, K/2\) and scales \(N, K/32\)"
-    yield gemm.matmul, (x, codes.int(), scales), "codes and scales must be uint8"
-    yield gemm.matmul, (x, codes.T.contiguous().T, scales), "codes must be contiguous, it has strides"
+    w = mxfp4.Quantized(codes, scales)
+    yield functional.gemm, (x.float(), w), "x must be bfloat16 or float16, not torch.float32"
+    yield functional.gemm, (x[:, :32].contiguous(), w), r"x must be \(M, 64\)"
+    yield functional.gemm, (x[:0], w), "with at least one row"
+    yield functional.gemm, (x, (codes, scales[:, :1])), r"codes must be \(N, K/2\) and scales \(N, K/32\)"
+    yield functional.gemm, (x, (codes.int(), scales)), "codes and scales must be uint8"
+    yield functional.gemm, (x, (codes.T.contiguous().T, scales)), "codes must be contiguous, it has strides"
     shifted = torch.zeros(129, dtype=torch.bfloat16)[1:].view(2, 64)
-    yield gemm.matmul, (shifted, codes, scales), "x must be 16-byte aligned, its address is 2 past"
-    yield gemm.matmul, (x, codes, scales, torch.zeros(7)), r"bias must be float32 of shape \(8,\)"
-    yield gemm.matmul, (x.to("meta"), codes, scales), "x is on meta, the kernels run on cpu"
-    yield dequant.dequantize, (codes, scales, torch.float64), "dequantize gives float32, bfloat16 or float16"
-    yield dequant.dequantize, (codes, scales, torch.float32, 32), r"K = 32 does not fit codes of 64 columns; .* 33..64"
-    yield quantize.quantize, (x[0],), r"quantize takes a matrix .* not shape \(64,\)"
-    yield quantize.quantize, (x.double(),), "quantize takes float32, bfloat16 or float16, not torch.float64"
-    yield quantize.quantize, (x, "round"), r"no rule \(round, even\); scale rules are floor, even, rceil, ceil"
+    yield functional.gemm, (shifted, w), "x must be 16-byte aligned, its address is 2 past"
+    yield functional.gemm_bias, (x, w, torch.zeros(7)), r"bias must be float32 of shape \(8,\)"
+    yield functional.gemm, (x.to("meta"), w), "x is on meta, the kernels run on cpu"
+    yield functional.dequantize, (w, torch.float64), "dequantize gives float32, bfloat16 or float16"
+    yield functional.dequantize, (w, torch.float32, 32), r"K = 32 does not fit codes of 64 columns; .* 33..64"
+    yield functional.quantize, (x[0],), r"quantize takes a matrix .* not shape \(64,\)"
+    yield functional.quantize, (x.double(),), "quantize takes float32, bfloat16 or float16, not torch.float64"
+    yield functional.quantize, (x, "round"), r"no rule \(round, even\); scale rules are floor, even, rceil, ceil"
 
 
 @pytest.mark.parametrize(("function", "arguments", "sentence"), list(bad_calls()))
 def test_bad_input_is_one_sentence_before_any_launch(function, arguments, sentence, cpu):
     with pytest.raises(UserError, match=sentence):
-        function(cpu, *arguments)
+        function(*arguments, device=cpu)

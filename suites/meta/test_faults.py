@@ -8,7 +8,8 @@ import pytest
 from mxharness import faults
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.faults import FAULTS, KernelChange, run_fault, select
+from mxharness.faults import FAULTS, run_fault, select
+from mxharness.planted.fault import KernelChange
 
 FAULT = next(fault for fault in FAULTS if fault.name == "linear-code-table")
 

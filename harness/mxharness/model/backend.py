@@ -73,8 +73,7 @@ def kernels(
     """
     import torch
 
-    from mxharness import mxfp4
-    from mxharness.ops import dequant, gemm
+    from mxharness import functional, mxfp4
 
     if activations not in ACTIVATIONS:
         raise UserError(f"no activations '{activations}'; there are {', '.join(ACTIVATIONS)}")
@@ -85,10 +84,10 @@ def kernels(
         return mxfp4.Quantized(device.upload(codes), device.upload(scales))
 
     def linear(x: torch.Tensor, weight: Quantized) -> torch.Tensor:
-        return gemm.matmul(device, x.to(dtype), weight.codes, weight.scales, out_dtype=torch.float32)
+        return functional.gemm(x.to(dtype), weight, out_dtype=torch.float32, device=device)
 
     def embedding(ids: torch.Tensor, weight: Quantized) -> torch.Tensor:
-        return dequant.dequantize(device, weight.codes[ids], weight.scales[ids], torch.float32)
+        return functional.dequantize(mxfp4.Quantized(weight.codes[ids], weight.scales[ids]), device=device)
 
     return Backend(
         name="kernels",

@@ -6,7 +6,7 @@ from mxharness.errors import UserError
 from mxharness.op import Op
 from mxharness.ops import dequant, gemm, mma, quantize
 
-OPS: tuple[Op, ...] = (quantize.OP, dequant.OP, mma.OP, gemm.OP)
+OPS: tuple[Op, ...] = (quantize.OP, dequant.OP, mma.OP, *gemm.OPS)
 
 
 def find(name: str) -> Op:

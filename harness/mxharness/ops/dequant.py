@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from mxharness import functional, mxfp4, regimes
 from mxharness import golden as reference
-from mxharness import mxfp4, regimes
 from mxharness.device import Device
-from mxharness.errors import UserError
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
-from mxharness.ops.inputs import check_tensors, check_weights
 
-KERNELS = {torch.float32: "dequant_fp32", torch.bfloat16: "dequant_bf16", torch.float16: "dequant_fp16"}
 DTYPES = ("fp32", "bf16", "fp16")
 
 CASES = (
@@ -51,31 +47,10 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     return {"y": Expected(exact.to(torch.float32).to(regimes.DTYPES[case.dtype]))}
 
 
-def dequantize(
-    device: Device, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype = torch.float32, K: int | None = None
-) -> torch.Tensor:
-    """Run the kernel: codes (R, Kp/2), scales (R, Kp/32) uint8 -> y (R, K) float32, bf16 or fp16.
-
-    K defaults to Kp. UserError for shapes that do not belong together, other dtypes, or misaligned tensors.
-    """
-    check_weights(codes, scales)
-    check_tensors(device, codes=codes, scales=scales)
-    if dtype not in KERNELS:
-        raise UserError(f"dequantize gives float32, bfloat16 or float16, not {dtype}")
-    R, padded = codes.shape[0], codes.shape[1] * 2
-    K = padded if K is None else K
-    if not padded - mxfp4.BLOCK < K <= padded:
-        raise UserError(f"K = {K} does not fit codes of {padded} columns; it must be in {padded - 31}..{padded}")
-    y = device.empty((R, K), dtype)
-    threads = R * -(-K // 8)
-    device.launch("dequant.cu", KERNELS[dtype], (-(-threads // 256),), (256,), y, codes, scales, np.int64(R), K)
-    return y
-
-
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """Linear codes from the case's layout, then the kernel."""
-    codes, scales = mxfp4.from_layout(mxfp4.Packed(inputs["data"], inputs.get("scales")), case.layout)
-    return {"y": dequantize(device, codes, scales, regimes.DTYPES[case.dtype], case.shape[1])}
+    linear = mxfp4.from_layout(mxfp4.Packed(inputs["data"], inputs.get("scales")), case.layout)
+    return {"y": functional.dequantize(linear, regimes.DTYPES[case.dtype], case.shape[1], device=device)}
 
 
 def fuzz() -> st.SearchStrategy[Case]:

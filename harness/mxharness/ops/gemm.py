@@ -1,30 +1,29 @@
 """GEMM: y = x W^T + bias, W (N, K) in MXFP4, x (M, K) bf16 or fp16, float32 accumulation.
 
 The accumulation order is declared (tensor_core.py, kernels/mma.cuh), so the bits are predicted on any data and do not
-depend on M: a row of y is the same alone and in a batch.
+depend on M: a row of y is the same alone and in a batch. gemm_batch multiplies by E matrices in one launch,
+gemm_persistent by a weight dequantised beforehand; both have the bits of gemm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from mxharness import functional, mxfp4, regimes, tensor_core
 from mxharness import golden as reference
-from mxharness import mxfp4, regimes, tensor_core
 from mxharness.device import Device
-from mxharness.errors import UserError
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
-from mxharness.ops.inputs import check_tensors, check_weights
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-SMALL_M = 8
-"""Up to here the kernel for few tokens runs; both have the same bits."""
 REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow", "infinite")
+PERSISTENT_REGIMES = tuple(regime for regime in REGIMES if regime not in ("overflow", "infinite", "extreme"))
+"""A half operand without its scale cannot become Inf where the scaled weight is."""
 
-CASES = (
+GEMM = (
     *(
         Case("gemm", shape, regime=regime, dtype=dtype, options=("fp32",))
         for shape in ((3, 33, 64), (8, 64, 288), (33, 70, 160))
@@ -37,106 +36,133 @@ CASES = (
         for regime in ("normal", "integers")
         for dtype in ("bf16", "fp16")
     ),
+    *(Case("gemm", (2048, 18, 64), regime="wide", dtype=dtype, options=("fp32",)) for dtype in ("bf16", "fp16")),
+)
+GEMM_BIAS = tuple(
+    Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)
+    for shape in ((5, 48, 96), (20, 80, 192))
+    for regime in ("normal", "wide", "integers")
+    for dtype in ("bf16", "fp16")
+    for output in ((), ("fp32",))
+)
+GEMM_BATCH = (
     *(
-        Case("gemm", shape, regime=regime, dtype=dtype, options=("bias", *output))
-        for shape in ((5, 48, 96), (20, 80, 192))
-        for regime in ("normal", "wide")
+        Case("gemm_batch", shape, regime=regime, dtype=dtype, options=options)
+        for shape, options in (((3, 5, 33, 64), ("fp32",)), ((2, 20, 70, 160), ("bias", "fp32")), ((9, 1, 16, 288), ()))
+        for regime in ("normal", "integers", "wide")
         for dtype in ("bf16", "fp16")
-        for output in ((), ("fp32",))
+    ),
+)
+GEMM_PERSISTENT = (
+    *(
+        Case("gemm_persistent", (7, 40, 288), regime=regime, dtype=dtype, options=("bias", "fp32"))
+        for regime in PERSISTENT_REGIMES
+        for dtype in ("bf16", "fp16")
+    ),
+    *(
+        Case("gemm_persistent", (70, 65, 160), regime=regime, dtype=dtype)
+        for regime in ("normal", "integers")
+        for dtype in ("bf16", "fp16")
     ),
 )
 
 
+def sizes(case: Case) -> tuple[int, int, int, int]:
+    """E, M, N, K; E is 1 but for gemm_batch."""
+    E, M, N, K = case.shape if len(case.shape) == 4 else (1, *case.shape)
+    return E, M, N, K
+
+
 def make_inputs(case: Case) -> Tensors:
-    """X (M, K), codes (N, K/2), scales (N, K/32), and bias (N) float32 where the case has one."""
-    M, N, K = case.shape
-    codes, scales = regimes.weights(case, (N, K))
-    inputs = {"x": regimes.activations(case, (M, K)), "codes": codes, "scales": scales}
-    if "bias" in case.options:
-        inputs["bias"] = regimes.bias(case, N)
-    return inputs
+    """X (M, K), codes (N, K/2), scales (N, K/32), bias (N) float32 if the case has one; (E, ..) in a batch."""
+    E, M, N, K = sizes(case)
+    codes, scales = regimes.weights(case, (E * N, K))
+    inputs = {"x": regimes.activations(case, (E * M, K)), "codes": codes, "scales": scales}
+    if case.op == "gemm_bias" or "bias" in case.options:
+        inputs["bias"] = regimes.bias(case, E * N)
+    if case.op != "gemm_batch":
+        return inputs
+    return {name: tensor.reshape(E, -1, *tensor.shape[1:]) for name, tensor in inputs.items()}
 
 
-def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
-    """Y (M, N): chain of a chunk and the sum of the chunks, one more for the bias."""
+def linear(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> Expected:
+    """Y (.., M, N) = x W^T + bias: chain of a chunk and the sum of the chunks, one more for the bias."""
     # Through float32: a weight past its range is Inf by the format's policy (docs/format.md).
-    weights = reference.decode(mxfp4.unpack(inputs["codes"]), inputs["scales"]).to(torch.float32)
-    value, magnitude = reference.contraction(inputs["x"], weights)
-    chunk, K = tensor_core.CHUNK[case.dtype], case.shape[2]
+    weights = reference.decode(mxfp4.unpack(codes), scales).to(torch.float32)
+    value, magnitude = reference.contraction(x, weights)
+    chunk, K = tensor_core.CHUNK[functional.ACTIVATIONS[x.dtype]], x.shape[-1]
     chain = min(chunk, K) + -(-K // chunk)
-    if "bias" in inputs:
-        bias = inputs["bias"].double()
-        value, magnitude, chain = value + bias, magnitude + bias.abs(), chain + 1
-    return {"y": Expected(value, magnitude, chain, _out_dtype(case))}
+    if bias is not None:
+        wide = bias.double().unsqueeze(-2)
+        value, magnitude, chain = value + wide, magnitude + wide.abs(), chain + 1
+    return Expected(value, magnitude, chain, dtype)
+
+
+def linear_bits(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The declared order's bits: chunks on the modelled tensor core, their float32 sum, bias, one rounding."""
+    values = reference.decode(mxfp4.unpack(codes), torch.full_like(scales, 127))
+    powers = np.where(scales == 255, np.nan, np.ldexp(1.0, scales.int().numpy() - 127))
+    total = tensor_core.gemm(x.double().numpy(), values.numpy(), powers, functional.ACTIVATIONS[x.dtype])
+    y = torch.from_numpy(total).to(torch.float32)
+    return (y if bias is None else y + bias).to(dtype)
+
+
+def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
+    """Y (M, N), or (E, M, N)."""
+    bias = tensors.get("bias")
+    return {"y": linear(tensors["x"], tensors["codes"], tensors["scales"], bias, _out_dtype(case))}
+
+
+def predict(case: Case, tensors: Tensors) -> Tensors:
+    """As golden, in bits."""
+    x, codes, scales, bias = tensors["x"], tensors["codes"], tensors["scales"], tensors.get("bias")
+    dtype = _out_dtype(case)
+    if case.op != "gemm_batch":
+        return {"y": linear_bits(x, codes, scales, bias, dtype)}
+    each = [
+        linear_bits(x[e], codes[e], scales[e], None if bias is None else bias[e], dtype) for e in range(case.shape[0])
+    ]
+    return {"y": torch.stack(each)}
 
 
 def _out_dtype(case: Case) -> torch.dtype:
     return torch.float32 if "fp32" in case.options else regimes.DTYPES[case.dtype]
 
 
-def matmul(
-    device: Device,
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Run the kernel: x (M, K) bf16 or fp16, codes (N, K/2), scales (N, K/32) uint8, bias (N) float32 -> y (M, N).
-
-    out_dtype is x's dtype (default) or float32. UserError for shapes, dtypes or alignment the kernel does not take.
-    """
-    check_weights(codes, scales)
-    if x.dtype not in DTYPES or out_dtype not in (None, x.dtype, torch.float32):
-        raise UserError(f"gemm takes bfloat16 or float16 and gives the same or float32, not {x.dtype} to {out_dtype}")
-    N, K = codes.shape[0], codes.shape[1] * 2
-    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != K:
-        raise UserError(
-            f"x must be (M, {K}) with at least one row to meet codes {tuple(codes.shape)}, not {tuple(x.shape)}"
-        )
-    if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (N,)):
-        raise UserError(f"bias must be float32 of shape ({N},), not {bias.dtype} {tuple(bias.shape)}")
-    check_tensors(device, x=x, codes=codes, scales=scales, bias=bias)
-    M = x.shape[0]
-    y = device.empty((M, N), out_dtype or x.dtype)
-    arguments = (y, x, codes, scales, bias, M, N, K, int(y.dtype == torch.float32))
-    if M <= SMALL_M:
-        grid, block, path = (-(-N // 16), -(-M // 8)), (256,), "small"
-    else:
-        grid, block, path = (-(-N // 64), -(-M // 64)), (128,), "tile"
-    device.launch("gemm.cu", f"gemm_{path}_{DTYPES[x.dtype]}", grid, block, *arguments)
-    return y
-
-
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
-    """matmul, with float32 output where the case says so."""
-    return {"y": matmul(device, inputs["x"], inputs["codes"], inputs["scales"], inputs.get("bias"), _out_dtype(case))}
+    """The function of the case's name, with float32 output where the case says so."""
+    x, weight, bias = inputs["x"], mxfp4.Quantized(inputs["codes"], inputs["scales"]), inputs.get("bias")
+    dtype = _out_dtype(case)
+    match case.op:
+        case "gemm":
+            return {"y": functional.gemm(x, weight, out_dtype=dtype, device=device)}
+        case "gemm_bias":
+            return {"y": functional.gemm_bias(x, weight, inputs["bias"], out_dtype=dtype, device=device)}
+        case "gemm_batch":
+            return {"y": functional.gemm_batch(x, weight, bias, out_dtype=dtype, device=device)}
+    held = functional.persistent(weight, x.dtype, device=device)
+    return {"y": functional.gemm_persistent(x, held, bias, out_dtype=dtype, device=device)}
 
 
-def predict(case: Case, inputs: Tensors) -> Tensors:
-    """The declared order's bits: chunks on the modelled tensor core, their float32 sum, bias, one rounding."""
-    codes = reference.decode(mxfp4.unpack(inputs["codes"]), torch.full_like(inputs["scales"], 127))
-    scales = np.where(inputs["scales"] == 255, np.nan, np.ldexp(1.0, inputs["scales"].int().numpy() - 127))
-    total = torch.from_numpy(tensor_core.gemm(inputs["x"].double().numpy(), codes.numpy(), scales, case.dtype))
-    y = total.to(torch.float32)
-    if "bias" in inputs:
-        y = y + inputs["bias"]
-    return {"y": y.to(_out_dtype(case))}
-
-
-def fuzz() -> st.SearchStrategy[Case]:
+def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any M and N around the tiles' edges, any K, every distribution; half-range outputs where the values fit them."""
 
     def build(M: int, N: int, blocks: int, regime: str, dtype: str, bias: bool, narrow: bool, seed: int) -> Case:
-        options = (*(("bias",) if bias else ()), *(() if narrow and regime in ("normal", "integers") else ("fp32",)))
-        return Case("gemm", (M, N, 32 * blocks), regime=regime, dtype=dtype, seed=seed, options=options)
+        shape = (1 + seed % 4, 1 + M // 4, N, 32 * blocks) if name == "gemm_batch" else (M, N, 32 * blocks)
+        with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent") else ()
+        options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)))
+        return Case(name, shape, regime=regime, dtype=dtype, seed=seed, options=options)
 
     return st.builds(
         build,
         st.integers(1, 70),
         st.integers(1, 70),
         st.integers(1, 12),
-        st.sampled_from(REGIMES),
+        st.sampled_from(PERSISTENT_REGIMES if name == "gemm_persistent" else REGIMES),
         st.sampled_from(("bf16", "fp16")),
         st.booleans(),
         st.booleans(),
@@ -144,22 +170,36 @@ def fuzz() -> st.SearchStrategy[Case]:
     )
 
 
-OP = Op(
-    name="gemm",
-    source="gemm.cu",
-    axes="M N K",
-    cases=CASES,
-    make_inputs=make_inputs,
-    golden=golden,
-    launch=launch,
-    tolerance=Tolerance(
-        why="chunks of K products summed on a tensor core, then added in float32",
-        unit_roundoff=2.0**-24,
-        source="gamma_n with n = chunk + number of chunks (docs/tensor_core.md)",
-        ceiling=0.1,
-    ),
-    fuzz=fuzz,
-    predict=predict,
-    row_axis="M",
-    row_inputs=("x",),
+TOLERANCE = Tolerance(
+    why="chunks of K products summed on a tensor core, then added in float32",
+    unit_roundoff=2.0**-24,
+    source="gamma_n with n = chunk + number of chunks (docs/tensor_core.md)",
+    ceiling=0.1,
+)
+
+
+def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
+    batch = name == "gemm_batch"
+    draw: Callable[[], st.SearchStrategy[Case]] = partial(fuzz, name)
+    return Op(
+        name=name,
+        source="gemm.cu",
+        axes=axes,
+        cases=cases,
+        make_inputs=make_inputs,
+        golden=golden,
+        launch=launch,
+        tolerance=TOLERANCE,
+        fuzz=draw,
+        predict=predict,
+        row_axis="E" if batch else "M",
+        row_inputs=("x", "codes", "scales", "bias") if batch else ("x",),
+    )
+
+
+OPS = (
+    _op("gemm", GEMM),
+    _op("gemm_bias", GEMM_BIAS),
+    _op("gemm_batch", GEMM_BATCH, axes="E M N K"),
+    _op("gemm_persistent", GEMM_PERSISTENT),
 )

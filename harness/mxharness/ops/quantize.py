@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from mxharness import functional, mxfp4, regimes
 from mxharness import golden as reference
-from mxharness import mxfp4, regimes
 from mxharness.device import Device
-from mxharness.errors import UserError
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
-from mxharness.ops.inputs import check_tensors
 
-SCALE_RULES = {"floor": 0, "even": 1, "rceil": 2, "ceil": 3}
-TIE_RULES = {"even": 0, "zero": 1, "away": 2}
-KERNELS = {torch.float32: "quantize_fp32", torch.bfloat16: "quantize_bf16", torch.float16: "quantize_fp16"}
 REGIMES = ("normal", "ties", "edges", "tiny", "specials", "wide")
 
 CASES = (
@@ -33,8 +27,8 @@ CASES = (
     *(
         Case("quantize", (4, 320), regime=regime, dtype="fp32", options=(f"scale={scale}", f"tie={tie}"))
         for regime in ("ties", "edges")
-        for scale in SCALE_RULES
-        for tie in TIE_RULES
+        for scale in mxfp4.SCALE_RULES
+        for tie in mxfp4.TIE_RULES
         if (scale, tie) != ("floor", "even")
     ),
     *(Case("quantize", (3, 100), dtype=dtype, regime="ties") for dtype in ("bf16", "fp16")),  # rows not 16-byte aligned
@@ -48,8 +42,7 @@ CASES = (
 
 def rules(case: Case) -> tuple[str, str]:
     """The scale and tie rule a case asks for; the standard's are the default."""
-    options = dict(option.split("=") for option in case.options)
-    return options.get("scale", "floor"), options.get("tie", "even")
+    return case.option("scale") or "floor", case.option("tie") or "even"
 
 
 def make_inputs(case: Case) -> Tensors:
@@ -68,41 +61,15 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     return {"codes": Expected(reference.pack(codes, scales, "linear")[0]), "scales": Expected(scales)}
 
 
-def quantize(device: Device, x: torch.Tensor, scale_rule: str = "floor", tie_rule: str = "even") -> mxfp4.Quantized:
-    """Run the kernel: x (R, K) float32, bf16 or fp16 on the device -> codes (R, Kp/2), scales (R, Kp/32) uint8.
-
-    Kp is K rounded up to 32. UserError for another rank, dtype, rule, or a tensor that is empty or misaligned.
-    """
-    if x.ndim != 2 or 0 in x.shape:
-        raise UserError(f"quantize takes a matrix with at least one row and column, not shape {tuple(x.shape)}")
-    if x.dtype not in KERNELS:
-        raise UserError(f"quantize takes float32, bfloat16 or float16, not {x.dtype}")
-    if scale_rule not in SCALE_RULES or tie_rule not in TIE_RULES:
-        raise UserError(
-            f"no rule ({scale_rule}, {tie_rule}); scale rules are {', '.join(SCALE_RULES)}, "
-            f"tie rules {', '.join(TIE_RULES)}"
-        )
-    check_tensors(device, x=x)
-    R, K = x.shape
-    blocks = -(-K // mxfp4.BLOCK)
-    codes = device.empty((R, blocks * 16), torch.uint8)
-    scales = device.empty((R, blocks), torch.uint8)
-    device.launch(
-        "quantize.cu", KERNELS[x.dtype], (-(-R * blocks // 128),), (128,),
-        codes, scales, x, np.int64(R), K, SCALE_RULES[scale_rule], TIE_RULES[tie_rule],
-    )  # fmt: skip
-    return mxfp4.Quantized(codes, scales)
-
-
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """The kernel under the case's rules."""
-    codes, scales = quantize(device, inputs["x"], *rules(case))
+    codes, scales = functional.quantize(inputs["x"], *rules(case), device=device)
     return {"codes": codes, "scales": scales}
 
 
 def fuzz() -> st.SearchStrategy[Case]:
     """Any rows, columns, rules and distributions."""
-    options = st.tuples(st.sampled_from(tuple(SCALE_RULES)), st.sampled_from(tuple(TIE_RULES)))
+    options = st.tuples(st.sampled_from(mxfp4.SCALE_RULES), st.sampled_from(mxfp4.TIE_RULES))
     return st.builds(
         lambda R, K, regime, dtype, rule, seed: Case(
             "quantize", (R, K), regime=regime, dtype=dtype, seed=seed, options=(f"scale={rule[0]}", f"tie={rule[1]}")

@@ -1,0 +1,64 @@
+"""Running error analysis: a float64 value and how far a kernel's may lie from it, carried from stage to stage.
+
+Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3. A whole function's reference is
+computed from its inputs alone; what its stages may have lost on the way is `error`, element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""Of rounding to nearest into a dtype."""
+SMALLEST = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+"""Smallest subnormal."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Reference `value` and a bound `error` on a kernel's distance from it, both float64 of one shape."""
+
+    value: torch.Tensor
+    error: torch.Tensor
+
+
+def exact(x: torch.Tensor) -> Bounded:
+    """What the kernel reads as the reference does."""
+    return Bounded(x.double(), torch.zeros_like(x, dtype=torch.float64))
+
+
+def gamma(chain: int, unit_roundoff: float = 2.0**-24) -> float:
+    """gamma_n = n u / (1 - n u): what n roundings may do to a sum of |terms|."""
+    n_u = chain * unit_roundoff
+    return n_u / (1 - n_u)
+
+
+def contraction(x: Bounded, w: torch.Tensor, chain: int) -> Bounded:
+    """X (..., M, K) w (..., N, K)^T, summed in float32 with a longest chain of `chain` roundings."""
+    weights = w.double()
+    largest = x.value.abs() + x.error
+    value = x.value @ weights.mT
+    return Bounded(value, x.error @ weights.abs().mT + gamma(chain) * (largest @ weights.abs().mT))
+
+
+def rounded(x: Bounded, dtype: torch.dtype) -> Bounded:
+    """Stored in `dtype`."""
+    return Bounded(x.value, x.error + UNIT_ROUNDOFF[dtype] * (x.value.abs() + x.error) + SMALLEST[dtype])
+
+
+def apply(function: Callable[..., torch.Tensor], *arguments: Bounded, roundoff: torch.Tensor | float = 0.0) -> Bounded:
+    """An elementwise function, monotone in each argument across its interval or nearly so; broadcasts.
+
+    The error is the largest change of the function over the corners and half-way points of the arguments' intervals,
+    a tenth more for a turning point between them, plus `roundoff`: what the kernel's own evaluation may lose, absolute.
+    """
+    value = function(*(argument.value for argument in arguments))
+    error = torch.zeros_like(value)
+    for steps in product((-1.0, -0.5, 0.5, 1.0), repeat=len(arguments)):
+        moved = function(*(a.value + step * a.error for a, step in zip(arguments, steps, strict=True)))
+        error = torch.maximum(error, (moved - value).abs())
+    return Bounded(value, 1.1 * error + roundoff)

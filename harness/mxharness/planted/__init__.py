@@ -1,0 +1,8 @@
+"""The catalogue of planted faults: bugs that really happened in other projects, by the consumer they sit in."""
+
+from __future__ import annotations
+
+from mxharness.planted import decoding, gemm
+from mxharness.planted.fault import Fault
+
+FAULTS: tuple[Fault, ...] = (*decoding.FAULTS, *gemm.FAULTS)

@@ -1,0 +1,13 @@
+// Between float32 and the 16-bit activation types, one rounding to nearest each.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float widen(__half x) { return __half2float(x); }
+
+__device__ inline void narrow(float* y, float value) { *y = value; }
+__device__ inline void narrow(__nv_bfloat16* y, float value) { *y = __float2bfloat16_rn(value); }
+__device__ inline void narrow(__half* y, float value) { *y = __float2half_rn(value); }

@@ -67,8 +67,11 @@ def planted(fault: Fault, device_name: str) -> Iterator[Device]:
         return
     if isinstance(change, FunctionChange):
         function = getattr(import_module(change.module), change.function)
-        with mock.patch.object(function, "__code__", _changed(function, change)):  # wherever it was imported to
+        healthy, function.__code__ = function.__code__, _changed(function, change)  # wherever it was imported to
+        try:
             yield open_device(device_name)
+        finally:
+            function.__code__ = healthy
         return
     field: dict[str, Any] = {change.field: change.value}
     broken = replace(mxfp4.LAYOUTS[change.layout], **field)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange
+from mxharness.planted.fault import Fault, FunctionChange, KernelChange
 
 FAULTS = (
     *(
@@ -44,6 +44,159 @@ FAULTS = (
             "__fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale))));",
         ),
         op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="tail-columns-wrap",
+        seen_in="triton-lang/triton PR 10385",
+        symptom="the last columns hold those of the start: the number of features is floored to whole tiles",
+        change=KernelChange(
+            "gemm.cu",
+            "        const long long at = tile.y_row(m) * N + n;",
+            "        const long long at = tile.y_row(m) * N + (N >= 16 ? n % (N / 16 * 16) : n);",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="raw-scale-byte-in-the-small-path",
+        seen_in="ml-explore/mlx issue 3762",
+        symptom="wrong with few rows only: the scale byte is used as a number",
+        change=KernelChange(
+            "gemm.cu",
+            "scale[i] = weights.scale(first_row + n[i], k);",
+            "scale[i] = weights.scales[(first_row + n[i])];",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="output-transposed",
+        seen_in="llama-orch, mxfp4_gemm.cu",
+        symptom="right at batch 1, wrong from batch 2 on: the result is written as (N, M)",
+        change=KernelChange(
+            "gemm.cu",
+            "        const long long at = tile.y_row(m) * N + n;",
+            "        const long long at = static_cast<long long>(n) * tile.count + tile.first + m;",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="packed-along-the-wrong-axis",
+        seen_in="triton-lang/triton PR 11734",
+        symptom="nearly every output is wrong: a byte is taken to hold the same k of two rows",
+        change=FunctionChange(
+            "mxharness.functional.gemm",
+            "multiply",
+            "w, scales = weight\n",
+            "w, scales = weight\n    if w.dtype.itemsize == 1:\n        w = w.mT.contiguous().reshape(w.shape)\n",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="blocks-straddle-rows",
+        seen_in="DeepWok/mase PR 321",
+        symptom="wrong when K is no multiple of 32: blocks are cut from the flattened matrix",
+        change=KernelChange(
+            "quantize.cu",
+            "    const T* in = x + row * K + first;",
+            "    const T* in = x + min(block * MX_BLOCK, R * K - min(static_cast<long long>(K), 32ll));",
+        ),
+        op="quantize",
+        detector="exact",
+    ),
+    Fault(
+        name="batch-dependent-path",
+        seen_in="flashinfer issue 3559",
+        symptom="a token's result changes with the batch: one of the two paths adds its chunks in another order",
+        change=KernelChange(
+            "gemm.cu",
+            "total = __fadd_rn(total, sums[w][threadIdx.x]);",
+            "total = __fadd_rn(total, sums[min(SMALL_WARPS, chunks - first) - 1 - w][threadIdx.x]);",
+        ),
+        op="gemm",
+        detector="predicted",
+    ),
+    Fault(
+        name="partial-sum-dropped",
+        seen_in="split-K kernels",
+        symptom="the last warp's chunk is never added",
+        change=KernelChange(
+            "gemm.cu", "w < min(SMALL_WARPS, chunks - first); ++w)", "w < min(SMALL_WARPS - 1, chunks - first); ++w)"
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="partial-sum-added-twice",
+        seen_in="split-K kernels",
+        symptom="one warp's partial sum is added twice, another's not at all",
+        change=KernelChange(
+            "gemm.cu", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    *(
+        Fault(
+            name=f"barrier-dropped-{where}",
+            seen_in="any tiled kernel",
+            symptom=f"a race: {symptom}",
+            change=KernelChange("gemm.cu", old, new),
+            op="gemm",
+            detector=detector,
+        )
+        for where, symptom, old, new, detector in (
+            (
+                "before-use",
+                "the tile is read before all of it has been loaded",
+                "            __syncthreads();\n#pragma unroll\n            for (int step",
+                "#pragma unroll\n            for (int step",
+                "bound",
+            ),
+            (
+                "before-load",
+                "the next tile overwrites one that is still read",
+                "            __syncthreads();  // the stage before has been read\n",
+                "",
+                "bound",
+            ),
+        )
+    ),
+    Fault(
+        name="return-before-a-barrier",
+        seen_in="llama-orch, mxfp4_attention.cu",
+        symptom="threads past the end return while the others wait",
+        change=KernelChange(
+            "gemm.cu",
+            "    float total[MT][NT][4] = {};\n    for (int begin",
+            "    if (n >= N) return;\n    float total[MT][NT][4] = {};\n    for (int begin",
+        ),
+        op="gemm",
+        detector="crash",
+    ),
+    Fault(
+        name="matrix-stride-padded",
+        seen_in="vllm PR 42595",
+        symptom="from the second matrix on weights of elsewhere: a padded size is used as offset",
+        change=KernelChange(
+            "gemm.cu",
+            "    const long long first_row = static_cast<long long>(tile.problem) * N;",
+            "    const long long first_row = static_cast<long long>(tile.problem) * (N - N % 16);",
+        ),
+        op="gemm_batch",
+        detector="bound",
+    ),
+    Fault(
+        name="persistent-buffer-of-another-scale",
+        seen_in="generic: a dequantised copy that leaves its scales behind",
+        symptom="a half-precision buffer of bare codes is multiplied without scales",
+        change=FunctionChange(
+            "mxharness.functional.gemm", "gemm_persistent", "scales=weight.scales, ", "scales=None, "
+        ),
+        op="gemm_persistent",
         detector="bound",
     ),
 )

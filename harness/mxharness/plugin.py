@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """--device, --op, --quick, --report."""
     group = parser.getgroup("mxharness", "MXFP4 kernels")
     group.addoption("--device", default="auto", help="where kernels run: auto, host or cuda (default: auto)")
-    group.addoption("--op", action="append", default=[], metavar="NAME", help="only this operator; repeatable")
+    only = "only this operator, or all of FILE.cu; repeatable"
+    group.addoption("--op", action="append", default=[], metavar="NAME", help=only)
     group.addoption("--quick", action="store_true", help=f"one check in {QUICK} of every operator and gate")
     group.addoption("--report", metavar="DIR", help="write run.json, the record of this run, into DIR")
 
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse a device or operator that does not exist before anything runs."""
     from hypothesis import HealthCheck, settings
 
-    from mxharness.ops import find
+    from mxharness.ops import select
 
     if _is_worker(config):
         import torch
@@ -69,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
     try:
         for name in config.getoption("--op"):
-            find(name)
+            select(name)
         if config.getoption("--device") != "auto":
             _device(config)
     except UserError as error:
@@ -128,7 +129,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Apply --op and --quick to everything that is parametrised over operators."""
-    wanted = set(config.getoption("--op"))
+    from mxharness.ops import select
+
+    wanted = {op.name for name in config.getoption("--op") for op in select(name)}
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     seen: Counter[tuple[str, str]] = Counter()  # by operator and gate, so that --quick leaves none out

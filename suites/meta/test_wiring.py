@@ -6,10 +6,16 @@ import re
 from pathlib import Path
 
 import mxharness
-from mxharness import paths
+import pytest
+import torch
+from mxharness import functional, paths
+from mxharness.device import open_device
 from mxharness.device.source import shipped
+from mxharness.errors import UserError
+from mxharness.execution import execute
+from mxharness.judge import digest
 from mxharness.op import Case
-from mxharness.ops import OPS
+from mxharness.ops import OPS, find, select
 
 PACKAGE = Path(mxharness.__file__).parent
 
@@ -44,6 +50,38 @@ def test_cases_name_their_operator_and_are_distinct():
 
 def test_every_tolerance_says_why():
     assert all(op.tolerance.why and op.tolerance.source for op in OPS)
+    assert all(op.tolerance.ceiling > 0 for op in OPS if op.tolerance.unit_roundoff)
+    assert all((op.tolerance.composed_ceiling > 0) == (op.composed is not None) for op in OPS)
+
+
+def test_a_name_selects_an_operator_and_a_file_all_of_its():
+    assert select("gemm") == (find("gemm"),)
+    assert [op.name for op in select("gemm.cu")] == ["gemm", "gemm_bias", "gemm_batch", "gemm_persistent", "dense"]
+    with pytest.raises(UserError, match=r"no operator 'nothing'; there are quantize, .*; or all of quantize.cu, "):
+        select("nothing")
+
+
+def test_no_reference_looks_at_the_output_it_judges(op):
+    """Stages are judged from the kernel's own earlier outputs, never from themselves."""
+    case = op.cases[0]
+    inputs = op.make_inputs(case)
+    outputs = execute(op, case, open_device("host"), inputs).outputs
+    right = op.golden(case, {**outputs, **inputs})
+    for name, tensor in outputs.items():
+        garbage = torch.full_like(tensor, 1) - tensor
+        judged = op.golden(case, {**outputs, name: garbage, **inputs})[name]
+        assert torch.equal(judged.value.nan_to_num(7.0), right[name].value.nan_to_num(7.0)), name
+        if op.predict is not None and name in (bits := op.predict(case, {**outputs, name: garbage, **inputs})):
+            assert digest({"": bits[name]}) == digest({"": op.predict(case, {**outputs, **inputs})[name]}), name
+
+
+def test_every_function_that_launches_a_kernel_is_judged():
+    """What mxharness.functional offers is an operator, or stands here with the reason why it is none."""
+    makers = {"embedding_cache", "kv_cache", "persistent", "rope_table"}  # make what an operator's functions take
+    arithmetic = {name for name in functional.__all__ if name.endswith("vram_savings")} | {"gemm_profile"}
+    functions = {name for name in functional.__all__ if callable(getattr(functional, name)) and name == name.lower()}
+    unjudged = functions - {op.name for op in OPS} - makers - arithmetic
+    assert not unjudged
 
 
 def test_one_door_a_package():

@@ -30,7 +30,7 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 @click.command()
 @common.device_option
-@click.option("--op", "ops", metavar="NAME", multiple=True, help="Only this operator; may be given several times.")
+@click.option("--op", "ops", metavar="NAME", multiple=True, help="Only this operator, or all of FILE.cu; repeatable.")
 @click.option("--out", **common.out_settings, help="Where run.json and report.html go.")
 @click.option("--quick", is_flag=True, help="Fewer cases and shorter fuzzing; the verdict says so.")
 @click.option("-k", "expression", default="", metavar="EXPR", help="Only checks that match, as in pytest -k.")

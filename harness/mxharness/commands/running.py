@@ -61,10 +61,10 @@ def execute(request: Request, check: Callable[[str], None] | None = None) -> Run
     from mxharness import record
     from mxharness.commands.perplexity import require_model
     from mxharness.device import open_device
-    from mxharness.ops import find
+    from mxharness.ops import select
 
     for name in request.ops:
-        find(name)
+        select(name)
     if request.model is not None:
         require_model(request.model)
     opened = open_device(request.device)

@@ -15,3 +15,17 @@ def find(name: str) -> Op:
         if op.name == name:
             return op
     raise UserError(f"no operator '{name}'; there are {', '.join(op.name for op in OPS)}")
+
+
+def select(name: str) -> tuple[Op, ...]:
+    """The operator called `name`, or all whose kernels lie in the file `name`, with or without ".cu".
+
+    UserError, listing what exists, where there is none.
+    """
+    named = tuple(op for op in OPS if op.name == name)
+    found = named or tuple(op for op in OPS if name in (op.source, op.family))
+    if not found:
+        files = dict.fromkeys(op.source for op in OPS)
+        names = ", ".join(op.name for op in OPS)
+        raise UserError(f"no operator '{name}'; there are {names}; or all of {', '.join(files)}")
+    return found

@@ -2,7 +2,7 @@
 
 The accumulation order is declared (tensor_core.py, kernels/mma.cuh), so the bits are predicted on any data and do not
 depend on M: a row of y is the same alone and in a batch. gemm_batch multiplies by E matrices in one launch,
-gemm_persistent by a weight dequantised beforehand; both have the bits of gemm.
+gemm_persistent by a weight dequantised beforehand; both have the bits of gemm. dense is the same for an unquantised w.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow", "infinite")
 PERSISTENT_REGIMES = tuple(regime for regime in REGIMES if regime not in ("overflow", "infinite", "extreme"))
 """A half operand without its scale cannot become Inf where the scaled weight is."""
+DENSE_REGIMES = ("normal", "integers", "wide", "positive", "outliers")
 
 GEMM = (
     *(
@@ -65,6 +66,12 @@ GEMM_PERSISTENT = (
         for dtype in ("bf16", "fp16")
     ),
 )
+DENSE = tuple(
+    Case("dense", shape, regime=regime, dtype=dtype, options=options)
+    for shape, options in (((3, 33, 64), ("fp32",)), ((66, 40, 160), ("bias",)), ((2, 128, 288), ("bias", "fp32")))
+    for regime in ("normal", "integers", "wide")
+    for dtype in ("bf16", "fp16")
+)
 
 
 def sizes(case: Case) -> tuple[int, int, int, int]:
@@ -76,6 +83,9 @@ def sizes(case: Case) -> tuple[int, int, int, int]:
 def make_inputs(case: Case) -> Tensors:
     """X (M, K), codes (N, K/2), scales (N, K/32), bias (N) float32 if the case has one; (E, ..) in a batch."""
     E, M, N, K = sizes(case)
+    if case.op == "dense":
+        bias = {"bias": regimes.bias(case, N)} if "bias" in case.options else {}
+        return {"x": regimes.activations(case, (M, K)), "w": regimes.activations(case, (N, K), "w"), **bias}
     codes, scales = regimes.weights(case, (E * N, K))
     inputs = {"x": regimes.activations(case, (E * M, K)), "codes": codes, "scales": scales}
     if case.op == "gemm_bias" or "bias" in case.options:
@@ -88,9 +98,13 @@ def make_inputs(case: Case) -> Tensors:
 def linear(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> Expected:
-    """Y (.., M, N) = x W^T + bias: chain of a chunk and the sum of the chunks, one more for the bias."""
+    """Y (.., M, N) = x W^T + bias for W in MXFP4."""
     # Through float32: a weight past its range is Inf by the format's policy (docs/format.md).
-    weights = reference.decode(mxfp4.unpack(codes), scales).to(torch.float32)
+    return linear_dense(x, reference.decode(mxfp4.unpack(codes), scales).to(torch.float32), bias, dtype)
+
+
+def linear_dense(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Expected:
+    """Y (.., M, N) = x w^T + bias: chain of a chunk and the sum of the chunks, one more for the bias."""
     value, magnitude = reference.contraction(x, weights)
     chunk, K = tensor_core.CHUNK[functional.ACTIVATIONS[x.dtype]], x.shape[-1]
     chain = min(chunk, K) + -(-K // chunk)
@@ -111,16 +125,28 @@ def linear_bits(
     return (y if bias is None else y + bias).to(dtype)
 
 
+def linear_dense_bits(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The same for an unquantised w (N, K)."""
+    ones = np.ones((w.shape[0], w.shape[1] // mxfp4.BLOCK))
+    total = tensor_core.gemm(x.double().numpy(), w.double().numpy(), ones, functional.ACTIVATIONS[x.dtype])
+    y = torch.from_numpy(total).to(torch.float32)
+    return (y if bias is None else y + bias).to(dtype)
+
+
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     """Y (M, N), or (E, M, N)."""
     bias = tensors.get("bias")
+    if case.op == "dense":
+        return {"y": linear_dense(tensors["x"], tensors["w"], bias, _out_dtype(case))}
     return {"y": linear(tensors["x"], tensors["codes"], tensors["scales"], bias, _out_dtype(case))}
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:
     """As golden, in bits."""
-    x, codes, scales, bias = tensors["x"], tensors["codes"], tensors["scales"], tensors.get("bias")
-    dtype = _out_dtype(case)
+    x, bias, dtype = tensors["x"], tensors.get("bias"), _out_dtype(case)
+    if case.op == "dense":
+        return {"y": linear_dense_bits(x, tensors["w"], bias, dtype)}
+    codes, scales = tensors["codes"], tensors["scales"]
     if case.op != "gemm_batch":
         return {"y": linear_bits(x, codes, scales, bias, dtype)}
     each = [
@@ -135,8 +161,10 @@ def _out_dtype(case: Case) -> torch.dtype:
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """The function of the case's name, with float32 output where the case says so."""
-    x, weight, bias = inputs["x"], mxfp4.Quantized(inputs["codes"], inputs["scales"]), inputs.get("bias")
-    dtype = _out_dtype(case)
+    x, bias, dtype = inputs["x"], inputs.get("bias"), _out_dtype(case)
+    if case.op == "dense":
+        return {"y": functional.dense(x, inputs["w"], bias, out_dtype=dtype, device=device)}
+    weight = mxfp4.Quantized(inputs["codes"], inputs["scales"])
     match case.op:
         case "gemm":
             return {"y": functional.gemm(x, weight, out_dtype=dtype, device=device)}
@@ -153,7 +181,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
 
     def build(M: int, N: int, blocks: int, regime: str, dtype: str, bias: bool, narrow: bool, seed: int) -> Case:
         shape = (1 + seed % 4, 1 + M // 4, N, 32 * blocks) if name == "gemm_batch" else (M, N, 32 * blocks)
-        with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent") else ()
+        with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent", "dense") else ()
         options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)))
         return Case(name, shape, regime=regime, dtype=dtype, seed=seed, options=options)
 
@@ -162,7 +190,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.integers(1, 70),
         st.integers(1, 70),
         st.integers(1, 12),
-        st.sampled_from(PERSISTENT_REGIMES if name == "gemm_persistent" else REGIMES),
+        st.sampled_from({"gemm_persistent": PERSISTENT_REGIMES, "dense": DENSE_REGIMES}.get(name, REGIMES)),
         st.sampled_from(("bf16", "fp16")),
         st.booleans(),
         st.booleans(),
@@ -202,4 +230,5 @@ OPS = (
     _op("gemm_bias", GEMM_BIAS),
     _op("gemm_batch", GEMM_BATCH, axes="E M N K"),
     _op("gemm_persistent", GEMM_PERSISTENT),
+    _op("dense", DENSE),
 )

@@ -83,6 +83,8 @@ class RunRecord:
     """See environment.describe."""
     axes: Mapping[str, str] = field(default_factory=dict)
     """Operator to the names of its shape's sizes, Op.axes, for example {"gemm": "M N K"}."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Operator to the file of its kernels, Op.source: operators of one file are shown together."""
     filters: tuple[str, ...] = ()
     """What narrowed the selection on purpose, for example ("--op gemm",). Empty: everything there is."""
     skipped: tuple[Skip, ...] = ()

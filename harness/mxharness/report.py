@@ -64,9 +64,8 @@ def render(record: RunRecord, comparison: Comparison | None = None) -> str:
         failures_left=max(0, len(failures) - _MOST_FAILURES),
         moved=moved[:_MOST_CHANGES],
         moved_left=max(0, len(moved) - _MOST_CHANGES),
-        plots=[(op, Markup(svg)) for op, svg in _plots(record).items()],  # noqa: S704  our own SVG, labels escaped
+        families=_families(record),
         gates=GATES,
-        coverage=_coverage(record),
         closest=_closest(record),
         perplexity=[_perplexity(row) for row in record.perplexity],
         perplexity_columns=[name for name in _PERPLEXITY if any(name in row for row in record.perplexity)],
@@ -143,8 +142,7 @@ def _sections(record: RunRecord, comparison: Comparison | None) -> list[tuple[st
         "failures": "What failed",
         "baseline": "Baseline",
         "skipped": "Not run",
-        "plots": "Error against bound",
-        "gates": "By gate",
+        "operators": "By operator",
         "closest": "Closest to the bound",
         "perplexity": "Perplexity",
         "faults": "Planted faults",
@@ -155,39 +153,53 @@ def _sections(record: RunRecord, comparison: Comparison | None) -> list[tuple[st
     return [(anchor, title) for anchor, title in titles.items() if present.get(anchor, True)]
 
 
-def _plots(record: RunRecord) -> dict[str, str]:
-    """Operator to SVG, for what a bound judged; over the contraction length where the operator has one."""
-    by_op: dict[str, list[Outcome]] = {}
+def _families(record: RunRecord) -> list[Mapping[str, object]]:
+    """One entry a kernel file: its operators' coverage and plots."""
+    from markupsafe import Markup
+
+    by_file: dict[str, dict[str, list[Outcome]]] = {}
     for outcome in record.outcomes:
-        if outcome.gate == "bound":
-            by_op.setdefault(outcome.op, []).append(outcome)
-    plots = {}
-    for op, outcomes in by_op.items():
-        axes = record.axes.get(op, "").split()
-        k = axes.index("K") if "K" in axes and all(len(outcome.shape) == len(axes) for outcome in outcomes) else None
-        points = [
-            plot.Point(
-                x=max(1, outcome.elements if k is None else outcome.shape[k]),
-                ratio=outcome.ratio,
-                dtype=outcome.dtype,
-                passed=is_right(outcome),
-            )
-            for outcome in outcomes
+        by_file.setdefault(record.sources.get(outcome.op, outcome.op), {}).setdefault(outcome.op, []).append(outcome)
+    families: list[Mapping[str, object]] = []
+    for name, operators in by_file.items():
+        plots = [
+            (op, Markup(_plot(op, record.axes.get(op, "").split(), bounded)))  # noqa: S704  our own SVG, labels escaped
+            for op, outcomes in operators.items()
+            if (bounded := [outcome for outcome in outcomes if outcome.gate == "bound"])
         ]
-        plots[op] = plot.ratio_svg(op, points, "elements" if k is None else "K, contraction length")
-    return plots
+        rows = [_coverage(op, outcomes) for op, outcomes in operators.items()]
+        families.append({"name": name, "anchor": f"operators-{len(families)}", "rows": rows, "plots": plots})
+    return families
 
 
-def _coverage(record: RunRecord) -> list[Mapping[str, object]]:
-    rows: list[Mapping[str, object]] = []
-    for op in dict.fromkeys(outcome.op for outcome in record.outcomes):
-        outcomes = [outcome for outcome in record.outcomes if outcome.op == op]
-        cells = []
-        for gate in GATES:
-            judged = [is_right(outcome) for outcome in outcomes if outcome.gate == gate]
-            cells.append((sum(judged), len(judged)))
-        rows.append({"op": op, "cells": cells, "elements": sum(outcome.elements for outcome in outcomes)})
-    return rows
+def _plot(op: str, axes: list[str], outcomes: list[Outcome]) -> str:
+    """Error / bound as SVG; over the contraction length where the operator has one."""
+    k = axes.index("K") if "K" in axes and all(len(outcome.shape) == len(axes) for outcome in outcomes) else None
+    points = [
+        plot.Point(
+            x=max(1, outcome.elements if k is None else outcome.shape[k]),
+            ratio=outcome.ratio,
+            dtype=outcome.dtype,
+            passed=is_right(outcome),
+        )
+        for outcome in outcomes
+    ]
+    return plot.ratio_svg(op, points, "elements" if k is None else "K, contraction length")
+
+
+def _coverage(op: str, outcomes: list[Outcome]) -> Mapping[str, object]:
+    cells = []
+    for gate in GATES:
+        judged = [is_right(outcome) for outcome in outcomes if outcome.gate == gate]
+        cells.append((sum(judged), len(judged)))
+    bounded = [outcome.ratio for outcome in outcomes if outcome.gate in ("bound", "composed")]
+    return {
+        "op": op,
+        "cells": cells,
+        "elements": sum(outcome.elements for outcome in outcomes),
+        "ratio": max(bounded, key=lambda ratio: (math.isnan(ratio), ratio)) if bounded else None,
+        "ties": sum(outcome.ties for outcome in outcomes),
+    }
 
 
 def _closest(record: RunRecord) -> list[Outcome]:

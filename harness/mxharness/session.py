@@ -92,6 +92,7 @@ class Session:
             outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in self.outcomes.values()),
             environment=environment.describe(device, flags=host.FLAGS if device.name == "host" else cuda.FLAGS),
             axes={op.name: op.axes for op in OPS},
+            sources={op.name: op.source for op in OPS},
             filters=filters,
             skipped=tuple(Skip(what, why, count=count) for (what, why), count in self.skipped.items()),
             faults=tuple(self.faults) or None,

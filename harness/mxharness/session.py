@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.record import RunRecord
 
+_BOUNDED = ("bound", "composed")
+
 
 @dataclass(eq=False)  # pytest keeps its plugins in a set
 class Session:
@@ -68,7 +70,7 @@ class Session:
         for (op, gate), rows in sorted(groups.items()):
             good = sum(row["passed"] for row in rows)
             elements = sum(row["elements"] for row in rows)
-            worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate == "bound" else ""
+            worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate in _BOUNDED else ""
             yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
         for (what, why), count in self.skipped.items():
             yield f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})"

@@ -1,0 +1,112 @@
+"""The elementary functions that kernels share: y = f(x) in float32, each within its measured error.
+
+Not a consumer of weights but what every non-linear one stands on (kernels/math.cuh). ULP holds the largest error over
+all 2^32 inputs, in units in the last place of the exact value; the bound is that and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from mxharness import regimes
+from mxharness.device import Device
+from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+
+FUNCTIONS = {
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "erf": torch.special.erf,
+    "rsqrt": torch.rsqrt,
+}
+ULP = {"exp": 0.77, "sigmoid": 1.45, "tanh": 1.05, "erf": 1.04, "rsqrt": 1.5}
+"""As measured, rounded up; stated beside each function in math.cuh too."""
+EDGES = (0.0, 2.0**-149, 2.0**-126, 0.65, 1.0, 3.92, 10.0, 16.6, 87.34, 88.73, 103.98, 3.4e38, np.inf)
+"""Magnitudes where a function takes another branch, saturates, or leaves the normal numbers."""
+REGIMES = ("normal", "wide", "tiny", "specials", "bits", "edges")
+
+CASES = (
+    *(
+        Case("elementary", (3, 333), regime, "fp32", options=(f"fn={name}",))
+        for name in FUNCTIONS
+        for regime in REGIMES
+    ),
+    *(Case("elementary", (40, 7), "bits", "fp32", options=(f"fn={name}",)) for name in FUNCTIONS),
+    Case("elementary", (2048, 3), "bits", "fp32", options=("fn=exp",)),
+)
+
+
+def make_inputs(case: Case) -> Tensors:
+    """X (M, K) float32; "bits": any bit pattern at all; "edges": some units in the last place around EDGES."""
+    rng = regimes.generator(case, "x")
+    if case.regime == "bits":
+        patterns = rng.integers(0, 2**32, case.shape, dtype=np.uint32)
+        return {"x": torch.from_numpy(patterns.view(np.float32))}
+    if case.regime == "edges":
+        nearest = rng.choice(np.array(EDGES, dtype=np.float32), case.shape).view(np.int32)
+        moved = np.clip(nearest + rng.integers(-20, 21, case.shape, dtype=np.int32), 0, 0x7F800000).astype(np.uint32)
+        signs = rng.integers(0, 2, case.shape, dtype=np.uint32) << 31
+        return {"x": torch.from_numpy((moved | signs).view(np.float32))}
+    return {"x": regimes.tensor(case, case.shape)}
+
+
+def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
+    """Y (M, K), float64."""
+    name = case.option("fn") or ""
+    return {"y": within(FUNCTIONS[name](inputs["x"].double()), ULP[name])}
+
+
+def within(value: torch.Tensor, ulps: float) -> Expected:
+    """A float32 output at most `ulps` units in the last place from `value`.
+
+    The judge allows u |value| (half a unit or more) and the smallest subnormal by itself; the magnitude is the rest.
+    """
+    exponent = value.abs().clamp(2.0**-126, 2.0**127).frexp().exponent - 24
+    unit = torch.ldexp(torch.ones_like(value), exponent)
+    rest = ulps * unit - 2.0**-24 * value.abs() - 2.0**-149
+    return Expected(value, rest.nan_to_num(0.0, neginf=0.0).clamp_min(0.0) * 2.0**24, 1, torch.float32)
+
+
+def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
+    """One thread an element."""
+    x = inputs["x"]
+    y = device.empty(tuple(x.shape), torch.float32)
+    kernel = f"elementary_{case.option('fn')}"
+    device.launch("elementary.cu", kernel, (-(-x.numel() // 256),), (256,), y, x, np.int64(x.numel()))
+    return {"y": y}
+
+
+def fuzz() -> st.SearchStrategy[Case]:
+    """Every function on every distribution."""
+    return st.builds(
+        lambda M, K, name, regime, seed: Case("elementary", (M, K), regime, "fp32", seed=seed, options=(f"fn={name}",)),
+        st.integers(1, 9),
+        st.integers(64, 500),  # few results near zero among them, so that the median bound stays small
+        st.sampled_from(tuple(FUNCTIONS)),
+        st.sampled_from(REGIMES),
+        st.integers(0, 10_000),
+    )
+
+
+OP = Op(
+    name="elementary",
+    source="elementary.cu",
+    axes="M K",
+    cases=CASES,
+    make_inputs=make_inputs,
+    golden=golden,
+    launch=launch,
+    tolerance=Tolerance(
+        why="a polynomial and some correctly rounded operations, measured over all inputs",
+        unit_roundoff=2.0**-24,
+        source="kernels/math.cuh, suites/meta/test_math.py",
+        ceiling=1e-4,  # subnormal results have fewer digits
+    ),
+    fuzz=fuzz,
+    row_axis="M",
+    row_inputs=("x",),
+)

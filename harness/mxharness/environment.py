@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mxharness import __version__, paths
-from mxharness.device import Device
+from mxharness.device import Device, toolchain
 
 ABSENT = "absent"
 
@@ -41,8 +41,8 @@ def describe(device: Device | None = None, sources: Path | None = None, flags: S
         "arithmetic": device.arithmetic if device else ABSENT,
         **_gpu(),
         "cuda driver api": _cuda_driver_version(),
-        "nvcc": _tool(_nvcc(), "--version", line=-2),
-        "g++": _tool("g++", "--version"),
+        "nvcc": toolchain.nvcc_version() or ABSENT,
+        "c++": toolchain.compiler_version() or ABSENT,
         "compile flags": " ".join(flag for flag in flags if not flag.startswith(_INCLUDE)) or ABSENT,
         "mxharness": __version__,
         "commit": commit(paths.checkout()),
@@ -95,18 +95,6 @@ def _cuda_driver_version() -> str:
     if library.cuDriverGetVersion(ctypes.byref(number)) != 0:
         return ABSENT
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
-
-
-def _nvcc() -> str:
-    """The compiler of the toolkit that CUDA_HOME names, else the nvcc on the PATH."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return str(Path(home) / "bin" / "nvcc") if home else "nvcc"
-
-
-def _tool(name: str, *arguments: str, line: int = 0) -> str:
-    """One line of what `name` prints, absent where it prints fewer."""
-    lines = _output(name, *arguments).splitlines()
-    return lines[line].strip() if -len(lines) <= line < len(lines) else ABSENT
 
 
 def _output(name: str, *arguments: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mxharness import baseline, drift, environment, plot, report
+from mxharness.device import toolchain
 from mxharness.op import Case, Gate, Outcome
 from mxharness.record import Failure, OtherTests, RunRecord, Skip
 
@@ -293,10 +294,12 @@ def test_the_environment_names_what_is_absent_and_hashes_every_kernel(
     (tmp_path / "host" / "runtime.cpp").write_text("two")
     (tmp_path / "notes.txt").write_text("three")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.delenv("CUDA_PATH", raising=False)
+    for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(toolchain, "TOOLKIT", tmp_path)
+    toolchain.compiler.cache_clear()
     facts = environment.describe(sources=tmp_path, flags=("-O2", "-I/somewhere"))
-    assert [facts[name] for name in ("device", "gpu", "driver", "nvcc", "g++", "commit")] == ["absent"] * 6
+    assert [facts[name] for name in ("device", "gpu", "driver", "nvcc", "c++", "commit")] == ["absent"] * 6
     assert facts["compile flags"] == "-O2"
     hashed = {name: value for name, value in facts.items() if name.startswith("kernels/")}
     assert hashed == {"kernels/gemm.cu": "7692c3ad3540bb80", "kernels/host/runtime.cpp": "3fc4ccfe745870e2"}

@@ -8,7 +8,6 @@ so kernels and torch operations are ordered.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
+from mxharness.device.toolchain import nvcc, nvcc_version
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is one rounding, as on the host device
@@ -35,28 +35,15 @@ def missing() -> str | None:
     return None
 
 
-def nvcc() -> str | None:
-    """Path of nvcc, None where it is neither on the PATH nor in /usr/local/cuda."""
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-
-
-@cache
-def nvcc_version() -> str:
-    """Nvcc's own version line."""
-    tool = nvcc()
-    if tool is None:
-        raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
-    lines = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return next(line for line in lines if "release" in line).strip()
-
-
 def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
     """Compile kernels/`name` for `architecture` ("sm_90a"); the cached cubin. Works without a GPU.
 
     Unavailable without nvcc; UserError with the compiler's first error.
     """
+    tool = nvcc()
+    if tool is None:
+        raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
     key = (name, sources.digest(name), *FLAGS, architecture, nvcc_version())
-    tool = nvcc() or "nvcc"
 
     def build(out: Path) -> None:
         folder = sources.folder()

@@ -8,11 +8,9 @@ nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 import os
 import platform
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -22,9 +20,9 @@ import torch
 
 from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
+from mxharness.device.toolchain import compiler, compiler_version, headers
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
-TOOLKIT = Path("/usr/local/cuda")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -49,53 +47,14 @@ def missing() -> str | None:
     return None
 
 
-@cache
-def compiler() -> str:
-    """Path of the C++ compiler: $CXX, g++, c++ or clang++. Unavailable where there is none."""
-    wanted = os.environ.get("CXX")
-    if wanted and not shutil.which(wanted):
-        raise Unavailable(
-            f"CXX names '{wanted}', which is no program on the PATH; set it to a C++ compiler or unset it"
-        )
-    for name in (wanted, "g++", "c++", "clang++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    raise Unavailable("the host device needs a C++ compiler; install g++ (apt-get install g++) or set CXX")
-
-
-@cache
-def headers() -> Path:
-    """The folder of cuda_fp16.h: $CUDA_HOME, the wheel nvidia-cuda-runtime, or a toolkit. Unavailable without."""
-    candidates = []
-    if home := os.environ.get("CUDA_HOME"):
-        candidates.append(Path(home) / "include")
-    spec = importlib.util.find_spec("nvidia")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        candidates += [Path(place) / "cu13" / "include", Path(place) / "cuda_runtime" / "include"]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(Path(nvcc).resolve().parent.parent / "include")
-    candidates.append(TOOLKIT / "include")
-    for folder in candidates:
-        if (folder / "cuda_fp16.h").exists() and (folder / "cuda_bf16.h").exists():
-            return folder
-    raise Unavailable(
-        "the host device needs NVIDIA's headers (cuda_fp16.h); pip install 'nvidia-cuda-runtime>=13,<14' "
-        "'nvidia-cuda-crt>=13,<14' 'nvidia-cuda-cccl>=13,<14', or set CUDA_HOME"
-    )
-
-
 def _include() -> tuple[str, ...]:
     return ("-I", str(headers()), "-I", str(headers() / "cccl"))
 
 
 @cache
 def _tool_key() -> tuple[str, ...]:
-    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[
-        0
-    ]
     header_size = str((headers() / "cuda_fp16.h").stat().st_size)
-    return (compiler(), version, str(headers()), header_size, _cpu())
+    return (compiler(), compiler_version(), str(headers()), header_size, _cpu())
 
 
 def _cpu() -> str:

@@ -7,6 +7,14 @@ in one sentence, for what they do not take. They are for inference: no gradient 
 """
 
 from mxharness.functional.common import ACTIVATIONS
+from mxharness.functional.embedding import (
+    EmbeddingCache,
+    add_position_embeddings,
+    embedding_cache,
+    embedding_lookup,
+    embedding_lookup_batch,
+    embedding_lookup_cached,
+)
 from mxharness.functional.gemm import (
     PersistentWeight,
     dense,
@@ -20,9 +28,15 @@ from mxharness.functional.quantize import dequantize, quantize
 
 __all__ = [
     "ACTIVATIONS",
+    "EmbeddingCache",
     "PersistentWeight",
+    "add_position_embeddings",
     "dense",
     "dequantize",
+    "embedding_cache",
+    "embedding_lookup",
+    "embedding_lookup_batch",
+    "embedding_lookup_cached",
     "gemm",
     "gemm_batch",
     "gemm_bias",

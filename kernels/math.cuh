@@ -56,7 +56,7 @@ __device__ inline float with_sign(float y, float x) {  // of x, for y >= 0
     return __uint_as_float(__float_as_uint(y) | (__float_as_uint(x) & 0x80000000u));
 }
 
-// (e^x - e^-x) / (e^x + e^-x). Error 1.05 ulp.
+// (e^x - e^-x) / (e^x + e^-x). Error 1.06 ulp.
 __device__ inline float tanh32(float x) {
     const float a = magnitude(x);
     if (a > 10.0f) return with_sign(1.0f, x);
@@ -74,7 +74,7 @@ __device__ inline float tanh32(float x) {
     return with_sign(__fsub_rn(1.0f, over_one_plus(2.0f, exp32(__fadd_rn(a, a)))), x);
 }
 
-// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 1.04 ulp.
+// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 0.94 ulp.
 __device__ inline float erf32(float x) {
     const float a = magnitude(x);
     if (a > 3.92f) return with_sign(1.0f, x);  // nearer to it than to any other float32
@@ -90,16 +90,20 @@ __device__ inline float erf32(float x) {
         p = __fmaf_rn(p, u, 1.283791661e-1f);
         return with_sign(__fmaf_rn(p, a, a), x);
     }
-    // ln(1 - erf(a)) for 1 <= a <= 3.93, to 4.0e-11 of erf(a)
-    float p = -2.169732034e-5f;
-    p = __fmaf_rn(p, a, 4.414660507e-4f);
-    p = __fmaf_rn(p, a, -4.205241334e-3f);
-    p = __fmaf_rn(p, a, 2.521020733e-2f);
-    p = __fmaf_rn(p, a, -1.084218919e-1f);
-    p = __fmaf_rn(p, a, -6.332165599e-1f);
-    p = __fmaf_rn(p, a, -1.129580259f);
-    p = __fmaf_rn(p, a, 1.884665544e-4f);
-    return with_sign(__fsub_rn(1.0f, exp32(p)), x);
+    const float t = __fsub_rn(a, 1.0f);
+    // ln((1 - erf(1 + t)) / (1 - erf(1))) / t for 0 <= t <= 2.93, to 1.3e-9 of erf(1 + t)
+    float p = 1.856373419e-4f;
+    p = __fmaf_rn(p, t, -1.828078763e-3f);
+    p = __fmaf_rn(p, t, 9.895947762e-3f);
+    p = __fmaf_rn(p, t, -4.150532931e-2f);
+    p = __fmaf_rn(p, t, -8.431166410e-1f);
+    p = __fmaf_rn(p, t, -2.638967037f);
+    const float first = -1.849605560f;  // ln(1 - erf(1)) in two parts
+    const float second = __fmaf_rn(p, t, 5.036948636e-8f);
+    const float sum = __fadd_rn(first, second);
+    const float rest = __fadd_rn(__fsub_rn(first, sum), second);  // what the sum lost
+    const float e = exp32(sum);
+    return with_sign(__fsub_rn(1.0f, __fmaf_rn(e, rest, e)), x);
 }
 
 // 1 / sqrt(x): two roundings. Error 1.5 ulp. Inf for 0, NaN below.

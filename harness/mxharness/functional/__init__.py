@@ -24,6 +24,7 @@ from mxharness.functional.gemm import (
     gemm_persistent,
     persistent,
 )
+from mxharness.functional.norm import layer_norm, rms_norm
 from mxharness.functional.quantize import dequantize, quantize
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "gemm_batch",
     "gemm_bias",
     "gemm_persistent",
+    "layer_norm",
     "persistent",
     "quantize",
+    "rms_norm",
 ]

@@ -97,7 +97,9 @@ class PackedModule(torch.nn.Module):
 def pack(weight: torch.Tensor, scale_rule: str = "floor", tie_rule: str = "even") -> Quantized:
     """`mxfp4.quantize`, and empty tensors of its shapes for a weight on the meta device."""
     if not weight.is_meta:
-        return mxfp4.quantize(weight, scale_rule, tie_rule)
+        return mxfp4.quantize(
+            weight.contiguous(), scale_rule, tie_rule
+        )  # of a transposed weight the codes would be too
     blocks = -(-weight.shape[-1] // BLOCK)
     lead = weight.shape[:-1]
     empty = [torch.empty((*lead, blocks * size), dtype=torch.uint8, device="meta") for size in (BLOCK // 2, 1)]

@@ -24,26 +24,47 @@ from mxharness.functional.gemm import (
     gemm_persistent,
     persistent,
 )
+from mxharness.functional.memory import (
+    Savings,
+    attention_vram_savings,
+    embedding_vram_savings,
+    ffn_vram_savings,
+    gemm_vram_savings,
+    lm_head_vram_savings,
+    moe_vram_savings,
+    vram_savings,
+)
 from mxharness.functional.norm import layer_norm, rms_norm
+from mxharness.functional.profile import Profile, gemm_profile
 from mxharness.functional.quantize import dequantize, quantize
 
 __all__ = [
     "ACTIVATIONS",
     "EmbeddingCache",
     "PersistentWeight",
+    "Profile",
+    "Savings",
     "add_position_embeddings",
+    "attention_vram_savings",
     "dense",
     "dequantize",
     "embedding_cache",
     "embedding_lookup",
     "embedding_lookup_batch",
     "embedding_lookup_cached",
+    "embedding_vram_savings",
+    "ffn_vram_savings",
     "gemm",
     "gemm_batch",
     "gemm_bias",
     "gemm_persistent",
+    "gemm_profile",
+    "gemm_vram_savings",
     "layer_norm",
+    "lm_head_vram_savings",
+    "moe_vram_savings",
     "persistent",
     "quantize",
     "rms_norm",
+    "vram_savings",
 ]

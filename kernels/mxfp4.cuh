@@ -71,3 +71,28 @@ __device__ inline std::uint32_t encode(float x, int s, int rule) {
                                     (up ? a >= 5.0f : a > 5.0f);
     return magnitude | (__float_as_uint(x) >> 31 << 3);
 }
+
+// The 32 codes of a block, packed, and its scale byte. A block that holds NaN or Inf becomes scale byte 255 with
+// codes 0: loud, never a plausible number.
+struct Block {
+    uint4 codes;
+    int scale;
+};
+__device__ inline Block encode_block(const float (&values)[MX_BLOCK], int scale_rule, int tie_rule) {
+    std::uint32_t largest = 0;  // magnitudes order like their bits; Inf and NaN are past every finite one
+#pragma unroll
+    for (int i = 0; i < MX_BLOCK; ++i) largest = max(largest, __float_as_uint(values[i]) & 0x7fffffffu);
+    const bool finite = largest < 0x7f800000u;
+    Block block;
+    block.scale = finite ? encode_scale(__uint_as_float(largest), scale_rule) : 255;
+    std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&block.codes);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        std::uint32_t word = 0;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            word |= (finite ? encode(values[8 * i + j], block.scale, tie_rule) : 0) << (4 * j);
+        words[i] = word;
+    }
+    return block;
+}

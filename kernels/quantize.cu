@@ -4,7 +4,7 @@
 //   codes   (R, Kp/2) uint8, low nibble first     scales  (R, Kp/32) uint8
 //
 // scale_rule and tie_rule are the enums of mxfp4.cuh. Elements past 6 times the scale saturate. A block that holds a
-// NaN or an Inf becomes scale byte 255 with codes 0: loud, never a plausible number. One thread does one block.
+// NaN or an Inf becomes scale byte 255 with codes 0. One thread does one block.
 #include "convert.cuh"
 #include "mxfp4.cuh"
 
@@ -33,21 +33,7 @@ __device__ inline void quantize(std::uint8_t* __restrict__ codes, std::uint8_t* 
         for (int i = 0; i < MX_BLOCK; ++i) values[i] = first + i < K ? widen(in[i]) : 0.0f;
     }
 
-    std::uint32_t largest = 0;  // magnitudes order like their bits; Inf and NaN are past every finite one
-#pragma unroll
-    for (int i = 0; i < MX_BLOCK; ++i) largest = max(largest, __float_as_uint(values[i]) & 0x7fffffffu);
-    const bool finite = largest < 0x7f800000u;
-    const int s = finite ? encode_scale(__uint_as_float(largest), scale_rule) : 255;
-
-    uint4 packed;
-    std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&packed);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        std::uint32_t word = 0;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) word |= (finite ? encode(values[8 * i + j], s, tie_rule) : 0) << (4 * j);
-        words[i] = word;
-    }
+    const auto [packed, s] = encode_block(values, scale_rule, tie_rule);
     reinterpret_cast<uint4*>(codes)[block] = packed;
     scales[block] = static_cast<std::uint8_t>(s);
 }

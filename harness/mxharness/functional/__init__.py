@@ -6,6 +6,16 @@ the same bits. Keyword `device` names another device. Functions check everything
 in one sentence, for what they do not take. They are for inference: no gradient flows through them.
 """
 
+from mxharness.functional.attention import (
+    QKV,
+    Projections,
+    attention,
+    attention_output_projection,
+    fused_qkv_projection,
+    grouped_query_attention,
+    multi_head_attention,
+    qkv_projection,
+)
 from mxharness.functional.common import ACTIVATIONS
 from mxharness.functional.embedding import (
     EmbeddingCache,
@@ -24,6 +34,7 @@ from mxharness.functional.gemm import (
     gemm_persistent,
     persistent,
 )
+from mxharness.functional.kv_cache import KVCache, kv_cache, kv_cache_append, kv_cache_read
 from mxharness.functional.memory import (
     Savings,
     attention_vram_savings,
@@ -37,14 +48,23 @@ from mxharness.functional.memory import (
 from mxharness.functional.norm import layer_norm, rms_norm
 from mxharness.functional.profile import Profile, gemm_profile
 from mxharness.functional.quantize import dequantize, quantize
+from mxharness.functional.rope import Rope, Yarn, apply_rope, rope_table
 
 __all__ = [
     "ACTIVATIONS",
+    "QKV",
     "EmbeddingCache",
+    "KVCache",
     "PersistentWeight",
     "Profile",
+    "Projections",
+    "Rope",
     "Savings",
+    "Yarn",
     "add_position_embeddings",
+    "apply_rope",
+    "attention",
+    "attention_output_projection",
     "attention_vram_savings",
     "dense",
     "dequantize",
@@ -54,17 +74,25 @@ __all__ = [
     "embedding_lookup_cached",
     "embedding_vram_savings",
     "ffn_vram_savings",
+    "fused_qkv_projection",
     "gemm",
     "gemm_batch",
     "gemm_bias",
     "gemm_persistent",
     "gemm_profile",
     "gemm_vram_savings",
+    "grouped_query_attention",
+    "kv_cache",
+    "kv_cache_append",
+    "kv_cache_read",
     "layer_norm",
     "lm_head_vram_savings",
     "moe_vram_savings",
+    "multi_head_attention",
     "persistent",
+    "qkv_projection",
     "quantize",
     "rms_norm",
+    "rope_table",
     "vram_savings",
 ]

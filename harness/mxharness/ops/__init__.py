@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from mxharness.errors import UserError
 from mxharness.op import Op
-from mxharness.ops import dequant, elementary, embedding, gemm, mma, norm, quantize
+from mxharness.ops import attention, dequant, elementary, embedding, gemm, kv_cache, mma, norm, quantize
 
-OPS: tuple[Op, ...] = (quantize.OP, dequant.OP, mma.OP, elementary.OP, *norm.OPS, *gemm.OPS, *embedding.OPS)
+OPS: tuple[Op, ...] = (
+    quantize.OP,
+    dequant.OP,
+    mma.OP,
+    elementary.OP,
+    *norm.OPS,
+    *gemm.OPS,
+    *embedding.OPS,
+    *kv_cache.OPS,
+    *attention.OPS,
+)
 
 
 def find(name: str) -> Op:

@@ -1,0 +1,255 @@
+"""Attention with MXFP4 projections over a KV cache, prefill and decode by the same kernels and with the same bits.
+
+Shapes: B sequences, T tokens each, H heads of queries, Hkv of keys and values, D = head_dim one of 32, 64, 80, 96, 128.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mxharness.device import Device
+from mxharness.errors import UserError
+from mxharness.functional.common import check_vector, device_of
+from mxharness.functional.gemm import gemm, gemm_bias
+from mxharness.functional.kv_cache import KVCache, check_cache, kv_cache_append
+from mxharness.functional.rope import Rope, apply_rope, check_heads, check_rope, check_starts
+from mxharness.mxfp4 import Quantized
+
+
+class QKV(NamedTuple):
+    """One of each for queries, keys and values."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+class Projections(NamedTuple):
+    """The three weights of attention's inputs, each (N, K)."""
+
+    q: Quantized
+    k: Quantized
+    v: Quantized
+
+
+def qkv_projection(
+    x: torch.Tensor,
+    q: Quantized,
+    k: Quantized,
+    v: Quantized,
+    *,
+    bias: QKV | None = None,
+    device: Device | None = None,
+) -> QKV:
+    """(x Wq^T, x Wk^T, x Wv^T) (+ bias) for x (M, K) bf16 or fp16; each (M, N) of x's dtype, with the bits of `gemm`.
+
+    bias: three float32 vectors (N). Raises as `gemm`.
+    """
+    if bias is None:
+        return QKV(*(gemm(x, weight, device=device) for weight in (q, k, v)))
+    return QKV(*(gemm_bias(x, w, b, device=device) for w, b in zip((q, k, v), bias, strict=True)))
+
+
+def fused_qkv_projection(
+    x: torch.Tensor,
+    weight: Quantized,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    bias: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> QKV:
+    """`qkv_projection` from one weight (N, K): H D rows of queries, then Hkv D of keys, then Hkv D of values.
+
+    Returns views (M, H D), (M, Hkv D), (M, Hkv D) of one (M, N) buffer. bias (N) float32. Raises UserError where N is
+    not (H + 2 Hkv) D, else as `gemm`.
+    """
+    N = (heads + 2 * kv_heads) * head_dim
+    if min(heads, kv_heads, head_dim) < 1 or weight.codes.shape[0] != N:
+        raise UserError(
+            f"a fused weight for {heads} + 2 * {kv_heads} heads of {head_dim} has {N} rows, not {weight.codes.shape[0]}"
+        )
+    whole = gemm(x, weight, device=device) if bias is None else gemm_bias(x, weight, bias, device=device)
+    after_q, after_k = heads * head_dim, (heads + kv_heads) * head_dim
+    return QKV(whole[:, :after_q], whole[:, after_q:after_k], whole[:, after_k:])
+
+
+def attention_output_projection(
+    x: torch.Tensor, weight: Quantized, *, bias: torch.Tensor | None = None, device: Device | None = None
+) -> torch.Tensor:
+    """Y (.., N) = x W^T (+ bias) for the heads' outputs x (.., H, D) and W (N, H D); bias (N) float32.
+
+    Raises as `gemm`.
+    """
+    if x.ndim < 3:
+        raise UserError(f"x must be (.., H, D), not {tuple(x.shape)}")
+    flat = x.reshape(-1, x.shape[-2] * x.shape[-1])
+    y = gemm(flat, weight, device=device) if bias is None else gemm_bias(flat, weight, bias, device=device)
+    return y.reshape(*x.shape[:-2], -1)
+
+
+def attention(
+    q: torch.Tensor,
+    cache: KVCache,
+    lengths: torch.Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> torch.Tensor:
+    """Y (B, T, H, D) = softmax(scale q K^T) V over the cache's keys, H = G Hkv; head h reads KV head h / G.
+
+    lengths (B) int32: how many keys of each sequence count; its T queries are the last T of these positions. A query
+    at position i sees the keys up to i (causal; else all that count), and of them those after i - window where a
+    window is given. sinks (H) float32: a logit of each head that takes weight and has no value. scale: D^-1/2, rounded
+    to float32. A query that sees no key gives zeros. The bits depend on nothing but the query and the keys it sees by
+    position: not on T, the batch or pages.
+
+    Raises UserError for shapes, dtypes or layouts that do not belong together, lengths below T (causal) or past the
+    cache, pages that do not exist, a window below 1 or without causal.
+    """
+    device = device_of(q, device)
+    stride = check_heads(device, q, "q")
+    B, T, H, D = q.shape
+    if (B, D, q.dtype) != (cache.batch, cache.head_dim, cache.dtype) or H % cache.kv_heads:
+        raise UserError(
+            f"q must be {cache.dtype} ({cache.batch}, T, a multiple of {cache.kv_heads}, {cache.head_dim}) for this "
+            f"cache, not {q.dtype} {tuple(q.shape)}"
+        )
+    if window is not None and (window < 1 or not causal):
+        raise UserError(f"a window must be at least 1 and causal, not {window} with causal={causal}")
+    check_starts(device, lengths, B, "lengths")
+    if causal and int(lengths.min()) < T:
+        raise UserError(f"{T} causal queries need lengths of at least {T}, the smallest is {int(lengths.min())}")
+    check_cache(device, cache, lengths)
+    check_vector(device, sinks, (H,), torch.float32, "sinks")
+    y = device.empty((B, T, H, D), q.dtype)
+    rows = T * (H // cache.kv_heads)
+    device.launch(
+        "attention.cu", f"attention_{cache.kernel}", (-(-rows // 16), cache.kv_heads, B), (128,),
+        y, q, cache.k, cache.v, cache.k_scales, cache.v_scales, cache.table, lengths, sinks, T, H, cache.kv_heads, D,
+        stride, cache.page, cache.columns, float(D**-0.5 if scale is None else scale), int(causal), window or 0,
+    )  # fmt: skip
+    return y
+
+
+def multi_head_attention(
+    x: torch.Tensor,
+    qkv: Quantized | Projections,
+    output: Quantized,
+    cache: KVCache,
+    positions: torch.Tensor,
+    *,
+    bias: QKV | torch.Tensor | None = None,
+    output_bias: torch.Tensor | None = None,
+    rope: Rope | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> torch.Tensor:
+    """Y (B, T, N): project x (B, T, K), rotate, append to the cache, attend causally, project; H = Hkv.
+
+    Token t of sequence b has position positions[b] + t; the cache must hold the positions before. qkv: one fused
+    weight ((H + 2 Hkv) D, K) with bias ((H + 2 Hkv) D) or None, or three weights with three biases or None. output:
+    (N, H D). Keys and values are written into the cache in place. Queries, keys, values and the heads' outputs are
+    rounded to x's dtype. Raises UserError as `attention` and `kv_cache_append`, before the cache is written.
+    """
+    if _heads(qkv, cache) != cache.kv_heads:
+        raise UserError(
+            f"multi_head_attention takes as many heads of queries as of keys, not {_heads(qkv, cache)} and "
+            f"{cache.kv_heads}; grouped_query_attention takes more"
+        )
+    options = {"bias": bias, "output_bias": output_bias, "rope": rope, "scale": scale, "window": window, "sinks": sinks}
+    return stages(x, qkv, output, cache, positions, **options, device=device)["y"]  # type: ignore[arg-type]  # by name
+
+
+def grouped_query_attention(
+    x: torch.Tensor,
+    qkv: Quantized | Projections,
+    output: Quantized,
+    cache: KVCache,
+    positions: torch.Tensor,
+    *,
+    bias: QKV | torch.Tensor | None = None,
+    output_bias: torch.Tensor | None = None,
+    rope: Rope | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> torch.Tensor:
+    """`multi_head_attention` with H = G Hkv heads of queries: head h attends to KV head h / G."""
+    options = {"bias": bias, "output_bias": output_bias, "rope": rope, "scale": scale, "window": window, "sinks": sinks}
+    return stages(x, qkv, output, cache, positions, **options, device=device)["y"]  # type: ignore[arg-type]  # by name
+
+
+def _heads(qkv: Quantized | Projections, cache: KVCache) -> int:
+    """H, from the weights; UserError where they do not fit the cache."""
+    D, Hkv = cache.head_dim, cache.kv_heads
+    if isinstance(qkv, Projections):
+        rows = [weight.codes.shape[0] for weight in qkv]
+        wrong = rows[1] != Hkv * D or rows[2] != Hkv * D
+        query_rows = rows[0]
+    else:
+        query_rows = qkv.codes.shape[0] - 2 * Hkv * D
+        wrong = False
+    if wrong or query_rows < 1 or query_rows % (Hkv * D):
+        shapes = [tuple(w.codes.shape) for w in qkv] if isinstance(qkv, Projections) else tuple(qkv.codes.shape)
+        raise UserError(f"codes {shapes} do not project to a multiple of {Hkv} heads of {D} and twice {Hkv} of {D}")
+    return query_rows // D
+
+
+def stages(
+    x: torch.Tensor,
+    qkv: Quantized | Projections,
+    output: Quantized,
+    cache: KVCache,
+    positions: torch.Tensor,
+    *,
+    bias: QKV | torch.Tensor | None,
+    output_bias: torch.Tensor | None,
+    rope: Rope | None,
+    scale: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
+    device: Device | None,
+) -> dict[str, torch.Tensor]:
+    """Every intermediate of grouped_query_attention: q, k, v, rotated, heads, y; the cache is written in place."""
+    device = device_of(x, device)
+    heads, D = _heads(qkv, cache), cache.head_dim
+    if x.ndim != 3 or 0 in x.shape or x.shape[0] != cache.batch or x.dtype != cache.dtype:
+        raise UserError(f"x must be {cache.dtype} ({cache.batch}, T, K) for this cache, not {x.dtype} {tuple(x.shape)}")
+    B, T, K = x.shape
+    # What later stages would refuse, before anything is launched.
+    check_starts(device, positions, B, "positions")
+    lengths = positions + T
+    check_cache(device, cache, lengths)
+    if rope is not None:
+        check_rope(device, rope, D, int(lengths.max()))
+    check_vector(device, sinks, (heads,), torch.float32, "sinks")
+    if window is not None and window < 1:
+        raise UserError(f"a window must be at least 1, not {window}")
+    if output.codes.ndim != 2 or output.codes.shape[1] * 2 != heads * D:
+        raise UserError(f"output codes must be (N, {heads * D // 2}), not {tuple(output.codes.shape)}")
+    check_vector(device, output_bias, (output.codes.shape[0],), torch.float32, "output_bias")
+    flat = x.reshape(-1, K)
+    if isinstance(qkv, Projections):
+        if isinstance(bias, torch.Tensor):
+            raise UserError("three weights take three biases, not one")
+        projected = qkv_projection(flat, *qkv, bias=bias, device=device)
+    else:
+        if isinstance(bias, tuple):
+            raise UserError("a fused weight takes one bias, not three")
+        projected = fused_qkv_projection(flat, qkv, heads, cache.kv_heads, D, bias=bias, device=device)
+    q, k, v = (y.reshape(B, T, -1, D) for y in projected)
+    kv_cache_append(cache, k, v, positions, rope=rope, device=device)
+    rotated = q if rope is None else apply_rope(q, rope, positions, device=device)
+    core = attention(rotated, cache, lengths, scale=scale, window=window, sinks=sinks, device=device)
+    y = attention_output_projection(core, output, bias=output_bias, device=device)
+    return {"q": q, "k": k, "v": v, "rotated": rotated, "heads": core, "y": y}

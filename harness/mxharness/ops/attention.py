@@ -1,0 +1,378 @@
+"""Attention: projections with MXFP4 weights, softmax(scale q K^T) V over a KV cache, and the whole block.
+
+The projections are contractions (ops/gemm.py), rotation and cache are judged as in ops/kv_cache.py, the core by the
+bound that ops/attention_reference.py derives, against the kernel's own rotated queries and cache. Whatever lies in a
+cache past a sequence's length is NaN in these cases, so that a key too many shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from hypothesis import strategies as st
+
+from mxharness import functional, mxfp4, regimes, tensor_core
+from mxharness import golden as reference
+from mxharness.bounds import Bounded, contraction, exact, gamma, rounded
+from mxharness.device import Device
+from mxharness.functional.attention import stages
+from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.ops import kv_cache
+from mxharness.ops.attention_inputs import N_OUT, PROJECTIONS, make_inputs
+from mxharness.ops.attention_reference import Rule, core, stored_as_mxfp4
+from mxharness.ops.gemm import linear, linear_bits
+
+QKV = tuple(
+    Case(name, shape, regime=regime, dtype=dtype, options=options)
+    for name in ("qkv_projection", "fused_qkv_projection")
+    for shape, options in (((5, 96, 3, 1, 32), ()), ((33, 160, 2, 2, 80), ("bias",)), ((9, 32, 4, 2, 64), ("bias",)))
+    for regime in ("normal", "integers", "wide")
+    for dtype in ("bf16", "fp16")
+    if (regime, dtype) != ("wide", "fp16")  # results past half's range
+)
+OUTPUT = (
+    *(
+        Case("attention_output_projection", shape, regime=regime, dtype=dtype, options=options)
+        for shape, options in (((3, 2, 33, 2, 64), ()), ((1, 70, 65, 2, 80), ("bias",)), ((4, 1, 40, 3, 32), ("bias",)))
+        for regime in ("normal", "integers")
+        for dtype in ("bf16", "fp16")
+    ),
+    Case("attention_output_projection", (2048, 1, 18, 1, 64)),
+)
+CORE = (
+    *(
+        Case("attention", shape, regime=regime, dtype=dtype, options=options)
+        for shape, regime, options in (
+            ((1, 1, 1, 1, 32, 1), "normal", ()),  # one key
+            ((2, 1, 4, 1, 64, 63), "normal", ("page=16",)),
+            ((2, 1, 8, 1, 128, 65), "normal", ("sinks",)),
+            ((3, 1, 3, 3, 80, 130), "normal", ("sinks", "window=20")),
+            ((2, 5, 6, 2, 96, 64), "normal", ()),
+            ((1, 70, 2, 1, 64, 70), "normal", ("sinks", "window=66")),
+            ((1, 9, 8, 1, 128, 130), "normal", ("window=1",)),
+            ((2, 18, 3, 1, 32, 40), "normal", ("page=7", "window=5")),
+            ((2, 7, 2, 1, 80, 65), "normal", ("cache=mxfp4", "page=16")),
+            ((2, 1, 4, 4, 128, 129), "normal", ("cache=mxfp4", "sinks", "window=70")),
+            ((1, 3, 4, 1, 96, 66), "normal", ("cache=mxfp4",)),
+            ((2, 4, 2, 2, 64, 70), "normal", ("full", "scale=0.3")),
+            ((2, 3, 4, 2, 64, 70), "large", ("sinks",)),
+            ((2, 3, 4, 2, 64, 130), "equal", ()),
+            ((2, 9, 4, 2, 64, 130), "nan", ()),
+            ((2, 3, 2, 1, 32, 70), "nan", ("cache=mxfp4", "window=9")),
+        )
+        for dtype in ("bf16", "fp16")
+    ),
+    Case("attention", (2048, 1, 1, 1, 32, 2)),
+    Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
+)
+HEADS = tuple(
+    {"multi_head_attention": (Hkv, 1), "grouped_query_attention": grouped}
+    for Hkv, grouped in ((2, (2, 2)), (1, (1, 4)), (1, (1, 3)), (1, (1, 2)))
+)
+"""Hkv and G of either block."""
+BLOCKS = tuple(
+    Case(name, (*shape[:3], *heads[name], *shape[3:]), regime=regime, dtype=dtype, options=options)
+    for shape, heads, regime, options in (
+        ((2, 3, 64, 32, 4), HEADS[0], "normal", ("fused", "rope=half")),
+        ((1, 9, 32, 64, 60), HEADS[0], "normal", ("page=16", "rope=interleaved", "window=20")),
+        ((2, 1, 64, 96, 70), HEADS[1], "normal", ("bias", "fused", "rope=yarn", "sinks")),
+        ((1, 2, 96, 80, 1), HEADS[0], "normal", ()),
+        ((2, 2, 64, 64, 5), HEADS[3], "normal", ("cache=mxfp4", "fused", "rope=half")),
+        ((1, 5, 32, 128, 0), HEADS[2], "normal", ("bias", "cache=mxfp4", "page=4")),
+        ((2048, 1, 32, 32, 1), HEADS[3], "normal", ("fused", "rope=half")),
+    )
+    for name in heads
+    for dtype in ("bf16", "fp16")
+    if shape[0] < 2048 or dtype == "bf16"
+)
+"""B T K Hkv G D P: G query heads on each of Hkv; P positions lie in the cache before, some sequences keep fewer."""
+
+
+def heads_of(x: torch.Tensor, D: int) -> torch.Tensor:
+    """(.., H D) as (.., H, D)."""
+    return x.reshape(*x.shape[:-1], -1, D)
+
+
+def decoded_cache(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and v (B, Hkv, positions, D) float64 as the core reads them: its inputs, or the block's cache."""
+    D = case.shape[4] if case.op == "attention" else case.shape[5]
+    found: list[torch.Tensor] = []
+    for name in "kv":
+        if case.op != "attention":
+            rows, scales = tensors[f"{name}_cache"], tensors.get(f"{name}_cache_scales")
+        elif "table" in tensors:
+            rows = kv_cache.gathered(tensors[f"{name}_pages"], tensors["table"][:, :-1])
+            scales = tensors.get(f"{name}_scales_pages")
+            scales = scales if scales is None else kv_cache.gathered(scales, tensors["table"][:, :-1])
+        else:
+            rows, scales = tensors[name], tensors.get(f"{name}_scales")
+        if scales is not None:
+            values = reference.decode(mxfp4.unpack(rows), scales)[..., :D]
+            rows = values.to(torch.float32).to(regimes.DTYPES[case.dtype])
+        found.append(rows.double())
+    return found[0], found[1]
+
+
+def rule(case: Case, tensors: Tensors, lengths: torch.Tensor) -> Rule:
+    """What the case's queries see; the scale as float32 holds it."""
+    D = case.shape[4] if case.op == "attention" else case.shape[5]
+    window = case.option("window")
+    scale = float(torch.tensor(float(case.option("scale") or D**-0.5), dtype=torch.float32))
+    return Rule(lengths, scale, "full" not in case.options, int(window) if window else None, tensors.get("sinks"))
+
+
+def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
+    """One reference a stage: projections, rotation, cache, heads, output."""
+    x, dtype = tensors["x" if "x" in tensors else "q"], regimes.DTYPES[case.dtype]
+    projected = {name: linear(x, *weight, dtype) for name, weight in projections(case, tensors).items()}
+    if case.op in ("qkv_projection", "fused_qkv_projection"):
+        return projected
+    if case.op == "attention_output_projection":
+        return {"y": linear(x.flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"), dtype)}
+    k, v = decoded_cache(case, tensors)
+    if case.op == "attention":
+        return {"y": core(exact(x), exact(k), exact(v), rule(case, tensors, tensors["lengths"]), dtype)}
+    D = case.shape[5]
+    q, new_k, new_v = (heads_of(tensors[name], D) for name in PROJECTIONS)
+    queries = tensors.get("rotated", q)
+    found = {
+        **projected,
+        **kv_cache.appended(case, tensors, new_k, new_v, _past(case, tensors)),
+        "heads": core(exact(queries), exact(k), exact(v), rule(case, tensors, _lengths(case, tensors)), dtype),
+        "y": linear(tensors["heads"].flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"), dtype),
+    }
+    return {**found, "rotated": kv_cache.rotated(case, q, tensors)} if "rotated" in tensors else found
+
+
+def _lengths(case: Case, tensors: Tensors) -> torch.Tensor:
+    return tensors["positions"] + case.shape[1]
+
+
+def _past(case: Case, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The cache before the block ran: the past of every sequence, then zeros."""
+    before = {name: torch.zeros_like(tensors[name]) for name in tensors if "_cache" in name}
+    if "past_k" not in tensors:
+        return before
+    earlier = {"positions": torch.zeros_like(tensors["positions"])}  # and no angles: rotated already
+    found = kv_cache.appended(case, earlier, tensors["past_k"], tensors["past_v"], before)
+    return {name: want.value for name, want in found.items()}
+
+
+def projections(case: Case, tensors: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Codes, scales and bias of each of the three weights; none where the function has none."""
+    if "qkv_codes" not in tensors:
+        names = [name for name in PROJECTIONS if f"{name}_codes" in tensors]
+        return {n: (tensors[f"{n}_codes"], tensors[f"{n}_scales"], tensors.get(f"{n}_bias")) for n in names}
+    if case.op == "fused_qkv_projection":
+        _, _, H, Hkv, D = case.shape
+    else:
+        Hkv, G, D = case.shape[3:6]
+        H = Hkv * G
+    ends, found = (0, H * D, (H + Hkv) * D, (H + 2 * Hkv) * D), {}
+    for i, name in enumerate(PROJECTIONS):
+        here, bias = slice(ends[i], ends[i + 1]), tensors.get("qkv_bias")
+        found[name] = (
+            tensors["qkv_codes"][here],
+            tensors["qkv_scales"][here],
+            bias if bias is None else bias[here],
+        )
+    return found
+
+
+def predict(case: Case, tensors: Tensors) -> Tensors:
+    """Projections and the output in bits; a block's rotation as well."""
+    x, dtype = tensors["x"], regimes.DTYPES[case.dtype]
+
+    def bits(rows: torch.Tensor, *weight: torch.Tensor | None) -> torch.Tensor:
+        codes, scales, bias = weight
+        if codes is None or scales is None:
+            raise ValueError(f"{case} has no weight")
+        flat = linear_bits(rows.reshape(-1, rows.shape[-1]), codes, scales, bias, dtype)
+        return flat.reshape(*rows.shape[:-1], -1)
+
+    few = x.shape[0] < 256  # the model is slow, and the rows of a large batch are like those of a small one
+    found = {name: bits(x, *weight) for name, weight in projections(case, tensors).items() if few}
+    if case.op.endswith("qkv_projection"):
+        return found
+    found["y"] = bits(tensors.get("heads", x).flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"))
+    if "rotated" in tensors:
+        found["rotated"] = kv_cache.rotated_bits(case, heads_of(tensors["q"], case.shape[5]), tensors)
+    return found
+
+
+def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
+    """Y of a block from its inputs alone, every rounding of the stages before carried along."""
+    _, T, _, Hkv, _, D, P = case.shape
+    B, dtype = inputs["x"].shape[0], regimes.DTYPES[case.dtype]
+    rows: dict[str, Bounded] = {}
+    for name, weight in projections(case, inputs).items():
+        whole = rounded(as_bounded(linear(inputs["x"], *weight, dtype)), dtype)
+        rows[name] = Bounded(heads_of(whole.value, D), heads_of(whole.error, D))
+        if name != "v" and "angles" in inputs:
+            rows[name] = _turned(case, inputs, rows[name], dtype)
+    held = {}
+    for name in "kv":
+        before = torch.zeros(B, Hkv, T + P, D, dtype=torch.float64)
+        error = kv_cache.placed(rows[name].error, inputs["positions"], before)
+        if P:
+            before[:, :, :P] = inputs[f"past_{name}"].double().transpose(1, 2)
+        held[name] = Bounded(kv_cache.placed(rows[name].value, inputs["positions"], before), error)
+        if case.option("cache") == "mxfp4":
+            held[name] = stored_as_mxfp4(held[name])
+    seen = rule(case, inputs, _lengths(case, inputs))
+    heads = rounded(as_bounded(core(rows["q"], held["k"], held["v"], seen, dtype)), dtype)
+    weights = reference.decode(mxfp4.unpack(inputs["codes"]), inputs["scales"])
+    flat = Bounded(heads.value.flatten(2), heads.error.flatten(2))
+    chunk, K = tensor_core.CHUNK[case.dtype], weights.shape[-1]
+    y = contraction(flat, weights, min(chunk, K) + -(-K // chunk))
+    bias = inputs["bias"].double() if "bias" in inputs else torch.zeros(N_OUT)
+    return {"y": Expected(y.value + bias, y.value.abs() + y.error + bias.abs(), 1, dtype, y.error)}
+
+
+def as_bounded(stage: Expected) -> Bounded:
+    """A stage's value and all that its own roundings may do to it but the last."""
+    error = torch.zeros_like(stage.value)
+    if stage.magnitude is not None:
+        error = error + gamma(stage.chain) * stage.magnitude
+    return Bounded(stage.value, error if stage.slack is None else error + stage.slack)
+
+
+def _turned(case: Case, inputs: Tensors, rows: Bounded, dtype: torch.dtype) -> Bounded:
+    """Rotated: the errors of a pair add up with |cos| and |sin|, as the sizes of its terms do."""
+    table, order = inputs["angles"].double(), case.option("rope")
+    own = as_bounded(kv_cache.rotate(rows.value, table, inputs["positions"], order))
+    carried = kv_cache.rotate(rows.error, table, inputs["positions"], order).magnitude
+    error = own.error if carried is None else own.error + (1 + gamma(2)) * carried
+    return rounded(Bounded(own.value, error), dtype)
+
+
+def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
+    """The function of the case's name; of a block, all its stages and the cache it leaves."""
+    if "_projection" in case.op:
+        return _launch_projection(device, case, inputs)
+    window, scale = case.option("window"), case.option("scale")
+    if case.op == "attention":
+        q, S = inputs["q"], case.shape[5]
+        cache = kv_cache.cache_of(case, inputs, S, q.shape[3], q.shape[0])
+        y = functional.attention(
+            q, cache, inputs["lengths"], scale=float(scale) if scale else None, causal="full" not in case.options,
+            window=int(window) if window else None, sinks=inputs.get("sinks"), device=device,
+        )  # fmt: skip
+        return {"y": y}
+    _, T, _, Hkv, _, D, P = case.shape
+    cache = kv_cache.empty_cache(device, case, inputs, inputs["x"].shape[0], Hkv, T + P, D)
+    positions = inputs["positions"]
+    if P:
+        start = torch.zeros_like(positions)
+        functional.kv_cache_append(cache, inputs["past_k"], inputs["past_v"], start, device=device)
+    weight, bias = _weights(inputs)
+    found = stages(
+        inputs["x"], weight, mxfp4.Quantized(inputs["codes"], inputs["scales"]), cache, positions, bias=bias,
+        output_bias=inputs.get("bias"), rope=kv_cache.rope_of(case, inputs), scale=None,
+        window=int(window) if window else None, sinks=inputs.get("sinks"), device=device,
+    )  # fmt: skip
+    found |= {name: found[name].flatten(2) for name in PROJECTIONS}
+    if "angles" not in inputs:  # then the rotated queries are the queries
+        del found["rotated"]
+    return {**found, **kv_cache.contents(device, cache, inputs.get("table"))}
+
+
+def _launch_projection(device: Device, case: Case, inputs: Tensors) -> Tensors:
+    x = inputs["x"]
+    if case.op == "attention_output_projection":
+        weight = mxfp4.Quantized(inputs["codes"], inputs["scales"])
+        return {"y": functional.attention_output_projection(x, weight, bias=inputs.get("bias"), device=device)}
+    weights, bias = _weights(inputs)
+    if isinstance(weights, functional.Projections):
+        three = bias if isinstance(bias, functional.QKV) else None
+        return functional.qkv_projection(x, *weights, bias=three, device=device)._asdict()
+    one = bias if isinstance(bias, torch.Tensor) else None
+    H, Hkv, D = case.shape[2:]
+    return functional.fused_qkv_projection(x, weights, H, Hkv, D, bias=one, device=device)._asdict()
+
+
+def _weights(
+    inputs: Tensors,
+) -> tuple[mxfp4.Quantized | functional.Projections, functional.QKV | torch.Tensor | None]:
+    """One fused weight and bias, or three."""
+    if "qkv_codes" in inputs:
+        return mxfp4.Quantized(inputs["qkv_codes"], inputs["qkv_scales"]), inputs.get("qkv_bias")
+    weights = [mxfp4.Quantized(inputs[f"{name}_codes"], inputs[f"{name}_scales"]) for name in PROJECTIONS]
+    bias = [inputs[f"{name}_bias"] for name in PROJECTIONS if f"{name}_bias" in inputs]
+    return functional.Projections(*weights), functional.QKV(*bias) if bias else None
+
+
+def fuzz(name: str) -> st.SearchStrategy[Case]:
+    """Any sequences, tokens, heads and head_dim, kinds of cache, window and sinks, around the chunks' borders."""
+
+    def build(B: int, T: int, H: tuple[int, int], D: int, past: int, draw: int, dtype: str, seed: int) -> Case:
+        Hkv, G = H
+        bias, fused = ("bias",) if draw % 2 else (), ("fused",) if draw % 3 else ()
+        if name.endswith("qkv_projection"):
+            return Case(name, (B * T, 32 * (1 + past % 5), Hkv * G, Hkv, D), dtype=dtype, seed=seed, options=bias)
+        if name == "attention_output_projection":
+            return Case(name, (B, T, 1 + past, 2 * Hkv, D), dtype=dtype, seed=seed, options=bias)
+        cache = ("cache=mxfp4",) if draw % 5 < 2 else ()
+        page = (f"page={1 + seed % 33}",) if draw % 7 < 3 else ()
+        window = (f"window={1 + seed % 80}",) if draw % 3 else ()
+        options = (*cache, *page, *(("sinks",) if draw % 11 < 4 else ()), *window)
+        if name == "attention":
+            return Case(name, (B, T, Hkv * G, Hkv, D, T + past), dtype=dtype, seed=seed, options=options)
+        rope = (f"rope={('half', 'interleaved', 'yarn')[draw % 3]}",)
+        shape = (B, T, 32, 2 * Hkv, 1 if name == "multi_head_attention" else G, D, past)
+        if cache or shape[3] * shape[4] * D > 128:  # else the whole function's bound proves nothing
+            dtype = "fp16"
+        return Case(name, shape, dtype=dtype, seed=seed, options=tuple(sorted((*bias, *fused, *rope, *options))))
+
+    return st.builds(
+        build,
+        st.integers(1, 3),
+        st.integers(1, 9),
+        st.tuples(st.integers(1, 2), st.integers(1, 4)),
+        st.sampled_from(kv_cache.HEAD_DIMS),
+        st.one_of(st.integers(0, 12), st.integers(55, 70), st.integers(120, 135)),
+        st.integers(0, 10_000),
+        st.sampled_from(("bf16", "fp16")),
+        st.integers(0, 10_000),
+    )
+
+
+TOLERANCE = Tolerance(
+    why="chains on the tensor core, exponentials within an ulp, weights rounded to 16 bits, chunks joined in float32",
+    unit_roundoff=2.0**-24,
+    source="gamma_n for contractions (docs/tensor_core.md); first-order softmax in ops/attention_reference.py",
+    ceiling=0.2,
+    composed_ceiling=0.5,
+)
+
+
+def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) -> Op:
+    draw: Callable[[], st.SearchStrategy[Case]] = partial(fuzz, name)
+    return Op(
+        name=name,
+        source="attention.cu",
+        axes=axes,
+        cases=tuple(case for case in cases if case.op == name),
+        make_inputs=make_inputs,
+        golden=golden,
+        launch=launch,
+        tolerance=TOLERANCE,
+        fuzz=draw,
+        predict=None if name == "attention" else predict,
+        composed=composed if axes == _BLOCK_AXES else None,
+        row_axis=axes[0],
+        row_inputs=rows,
+    )
+
+
+_BLOCK_AXES, _BLOCK_ROWS = "B T K Hkv G D P", ("x", "positions", "past_k", "past_v", "table")
+OPS = (
+    _op("qkv_projection", QKV, "M K H Hkv D", ("x",)),
+    _op("fused_qkv_projection", QKV, "M K H Hkv D", ("x",)),
+    _op("attention_output_projection", OUTPUT, "B T N H D", ("x",)),
+    _op("attention", CORE, "B T H Hkv D S", ("q", "lengths", "table", "k", "v", "k_scales", "v_scales")),
+    _op("multi_head_attention", BLOCKS, _BLOCK_AXES, _BLOCK_ROWS),
+    _op("grouped_query_attention", BLOCKS, _BLOCK_AXES, _BLOCK_ROWS),
+)

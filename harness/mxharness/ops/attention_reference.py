@@ -1,0 +1,129 @@
+"""Attention's core in float64, and what the kernel's roundings may do to it, element by element.
+
+With weights w_j = exp(s_j) / sum exp(s), s_j = scale q.k_j, y = sum w_j v_j. The kernel computes s_j with an error of
+at most d_j = gamma_(D+1) scale |q|.|k_j| (the chain over D and the product with the scale), and then
+  - the exponentials' arguments, s_j - m_c and the differences of successive maxima: each rounded once; they add up to
+    m - s_j, so together u (m - s_j)
+  - exp32, once for the weight and once for each chunk joined after it: under one ulp, 2 u, each
+  - the weight, rounded to 16 bits: u_16, or half the smallest subnormal relative to its chunk's largest
+The rounded weights are the ones that are summed in the denominator too, so all these errors act alike above and below:
+with e_j = the sum of them, y' = sum w_j exp(+-e_j) v_j / sum w_j exp(+-e_j), and therefore
+  |y' - y| <= sum w_j expm1(e_j) |v_j - y| / sum w_j exp(-e_j)
+(subtract y from every v_j: nothing else changes). A sink is one more weight, its value zero. Roundings that differ
+above and below the line - 64 products on the tensor core, 8 sums of weights, two a chunk joined, the quotient - are
+gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and sum w_j error_j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, Bounded, gamma
+from mxharness.golden import VALUES
+from mxharness.op import Expected
+
+CHUNK = 64
+_U = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a query sees, and how scores are scaled."""
+
+    lengths: torch.Tensor
+    """(B) int: keys that count; the T queries are the last of them."""
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    sinks: torch.Tensor | None = None
+    """(H) or None."""
+
+    def visible(self, T: int, S: int) -> torch.Tensor:
+        """(B, 1, T, S) bool."""
+        length = self.lengths.long()[:, None, None]
+        query = length - T + torch.arange(T)[None, :, None]
+        key = torch.arange(S)[None, None, :]
+        seen = (key < length).expand(-1, T, -1)
+        if self.causal:
+            seen = seen & (key <= query)
+        if self.window is not None:
+            seen = seen & (key > query - self.window)
+        return seen.unsqueeze(1)
+
+
+def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> Expected:
+    """Y (B, T, H, D) for q (B, T, H, D), k and v (B, Hkv, S, D) of dtype, computed from weights of that dtype."""
+    D, G = q.value.shape[-1], q.value.shape[2] // k.value.shape[1]
+    query, query_error = q.value.transpose(1, 2), q.error.transpose(1, 2)  # (B, H, T, D)
+    key, key_error, value, value_error = (
+        x.repeat_interleave(G, 1) for x in (k.value, k.error, v.value, v.error)
+    )  # (B, H, S, D)
+    seen = rule.visible(query.shape[2], key.shape[2])
+    lost = value.isnan()
+    touched = seen.double() @ lost.double() > 0  # (B, H, T, D): sees a NaN
+    value = torch.where(seen.any(2).unsqueeze(-1) & ~lost, value, 0.0)
+
+    size = rule.scale * ((query.abs() + query_error) @ (key.abs() + key_error).mT)
+    off = rule.scale * (query_error @ key.abs().mT + (query.abs() + query_error) @ key_error.mT) + gamma(D + 1) * size
+    score = torch.where(seen, rule.scale * (query @ key.mT), -torch.inf)
+    off = torch.where(seen, off, 0.0)
+    if rule.sinks is not None:  # one more score, exact, whose value is zero
+        sink = rule.sinks.double()[None, :, None, None].expand(*score.shape[:3], 1)
+        score, off = torch.cat((score, sink), -1), torch.cat((off, torch.zeros_like(sink)), -1)
+        value = torch.nn.functional.pad(value, (0, 0, 0, 1))
+        value_error = torch.nn.functional.pad(value_error, (0, 0, 0, 1))
+    top = score.amax(-1, keepdim=True)
+    below = torch.where(score == -torch.inf, 0.0, top - score)
+    weight = torch.where(score == -torch.inf, 0.0, torch.exp(-below))
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1.0)  # the largest weight is 1; no key: 0
+    y = weight @ value
+
+    chunks = -(-int(rule.lengths.max()) // CHUNK)
+    off = off + _U * below + 2 * _U * (1 + chunks) + UNIT_ROUNDOFF[dtype]
+    first = torch.arange(weight.shape[-1]) // CHUNK
+    tops = torch.stack([torch.where(first == c, weight, 0.0).amax(-1) for c in range(chunks + 1)], -1)
+    flushed = torch.where(weight > 0, SMALLEST[dtype] / 2 * tops[..., first.clamp_max(chunks)], 0.0)
+    moved = weight * torch.expm1(off) + flushed
+    left = (weight * torch.exp(-off) - flushed).sum(-1, keepdim=True)
+    left = torch.where(weight.sum(-1, keepdim=True) > 0, left, 1.0)
+    each = [moved[:, :, t, None] @ (value - y[:, :, t, None]).abs() for t in range(y.shape[2])]  # (B, H, 1, D)
+    slack = (torch.cat(each, 2) + (weight * torch.exp(off)) @ value_error) / left
+    slack = torch.where(slack.isnan(), torch.inf, slack)  # uncertain beyond what exp can hold
+    y = torch.where(touched, torch.nan, y)
+    chain = CHUNK + 8 + 4 * chunks + 1
+    return Expected(
+        y.transpose(1, 2), (weight @ value.abs()).transpose(1, 2), chain, dtype, slack=slack.transpose(1, 2)
+    )
+
+
+def stored_as_mxfp4(rows: Bounded) -> Bounded:
+    """Rows (.., D) quantised by the floor rule and decoded; what a row's uncertainty may make of it.
+
+    The block's largest magnitude may lie in an interval, and so may pass a power of two; under either scale an element
+    is rounded monotonically, so that the ends of its own interval are the furthest it can get.
+    """
+    D = rows.value.shape[-1]
+    value, error = (
+        torch.nn.functional.pad(x, (0, -D % 32)).reshape(*x.shape[:-1], -1, 32) for x in (rows.value, rows.error)
+    )
+    largest = (value.abs() - error).amax(-1), value.abs().amax(-1), (value.abs() + error).amax(-1)
+    low, middle, high = (torch.exp2((x.clamp_min(2.0**-120).log2() + 1e-12).floor() - 2) for x in largest)
+    stored = _nearest(value, middle)
+    furthest = torch.zeros_like(stored)
+    for scale in (low, high):
+        for end in (value - error, value + error):
+            furthest = torch.maximum(furthest, (_nearest(end, scale) - stored).abs())
+    return Bounded(stored.flatten(-2)[..., :D], furthest.flatten(-2)[..., :D])
+
+
+def _nearest(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The closest value of E2M1 times scale (.., 1), ties to the even code."""
+    scaled = x.abs() / scale.unsqueeze(-1)
+    distance = (scaled.unsqueeze(-1) - VALUES).abs()
+    lower = distance.argmin(-1)
+    upper = (lower + 1).clamp_max(7)
+    tie = distance.gather(-1, lower.unsqueeze(-1)) == distance.gather(-1, upper.unsqueeze(-1))
+    code = torch.where(tie.squeeze(-1) & (lower % 2 == 1), upper, lower)
+    return VALUES[code] * scale.unsqueeze(-1) * x.sign()

@@ -1,0 +1,166 @@
+// The KV cache: append rotated keys and values, read them back; and the same rotation for queries.
+//
+//   k, v    B T tokens of Hkv rows of D bfloat16 or half; a token's row begins `stride` elements after the one before
+//   cache   see kv_cache.cuh: 16 bits, or MXFP4 along D (floor rule, ties to even; the last block padded with zeros)
+//   angles  (positions, D/2, 2) float32 cos and sin, or null: no rotation    order  "half" or "interleaved" (rope.cuh)
+//   starts  (B) int32: token t of sequence b has position starts[b] + t
+//
+// Keys are rotated in float32, rounded to their type and only then stored or quantised; values are stored as they are.
+// Nothing is summed over more than a pair. Positions and pages were checked by the caller.
+#include "kv_cache.cuh"
+#include "rope.cuh"
+
+struct Tokens {
+    const int* starts;  // null: all 0
+    int T, heads, D, order;
+    const float* angles;
+
+    __device__ const float* angles_of(int position) const {
+        return angles == nullptr ? nullptr : angles + static_cast<long long>(position) * D;
+    }
+};
+
+constexpr int THREADS = 128;
+
+// Element 0 of the block of 32 that this thread does, and whose: false past the last one.
+struct Place {
+    int sequence, head, position, first;
+    long long token;
+};
+__device__ inline bool locate(Place& place, const Tokens& tokens, int B) {
+    const long long thread = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
+    const int blocks = row_blocks(tokens.D);
+    const long long row = thread / blocks;
+    if (row >= static_cast<long long>(B) * tokens.T * tokens.heads) return false;
+    place.first = static_cast<int>(thread % blocks) * MX_BLOCK;
+    place.head = static_cast<int>(row % tokens.heads);
+    place.token = row / tokens.heads;
+    place.sequence = static_cast<int>(place.token / tokens.T);
+    place.position = static_cast<int>(place.token % tokens.T);
+    if (tokens.starts != nullptr) place.position += tokens.starts[place.sequence];
+    return true;
+}
+
+// blockIdx.y: 0 for keys, 1 for values.
+template <class T, bool quantised>
+__device__ inline void append(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales, const T* k,
+                              const T* v, int k_stride, int v_stride, const CacheRows& rows, const Tokens& tokens, int B) {
+    Place place;
+    if (!locate(place, tokens, B)) return;
+    const bool keys = blockIdx.y == 0;
+    const T* from = (keys ? k + place.token * k_stride : v + place.token * v_stride) + place.head * tokens.D;
+    const float* angles = keys ? tokens.angles_of(place.position) : nullptr;
+    void* cache = keys ? k_cache : v_cache;
+    const long long row = rows.at(place.sequence, place.head, place.position);
+    const int count = min(MX_BLOCK, tokens.D - place.first);
+    if constexpr (quantised) {
+        float values[MX_BLOCK];
+        for (int i = 0; i < MX_BLOCK; ++i)
+            values[i] = i < count ? widen(rotated(from, angles, place.first + i, tokens.D, tokens.order)) : 0.0f;
+        const Block block = encode_block(values, SCALE_FLOOR, TIE_EVEN);
+        const long long to = row * row_blocks(tokens.D) + place.first / MX_BLOCK;
+        static_cast<uint4*>(cache)[to] = block.codes;
+        (keys ? k_scales : v_scales)[to] = static_cast<std::uint8_t>(block.scale);
+    } else {
+        T* to = static_cast<T*>(cache) + row * tokens.D + place.first;
+        for (int i = 0; i < count; ++i) to[i] = rotated(from, angles, place.first + i, tokens.D, tokens.order);
+    }
+}
+
+// y (B, T, heads, D), contiguous: the rotated rows.
+template <class T> __device__ inline void rotate(T* y, const T* x, int stride, const Tokens& tokens, int B) {
+    Place place;
+    if (!locate(place, tokens, B)) return;
+    const T* from = x + place.token * stride + place.head * tokens.D;
+    T* to = y + (place.token * tokens.heads + place.head) * tokens.D;
+    const float* angles = tokens.angles_of(place.position);
+    for (int i = place.first; i < min(place.first + MX_BLOCK, tokens.D); ++i)
+        to[i] = rotated(from, angles, i, tokens.D, tokens.order);
+}
+
+// y (B, heads, T, D), contiguous: the cache's rows 0 .. T - 1 as the type T; decoded values are rounded once.
+template <class T, bool quantised>
+__device__ inline void read(T* y, const void* cache, const std::uint8_t* scales, const CacheRows& rows,
+                            const Tokens& tokens, int B) {
+    Place place;
+    if (!locate(place, tokens, B)) return;
+    const int D = tokens.D;
+    const long long row = rows.at(place.sequence, place.head, place.position);
+    T* to = y + ((static_cast<long long>(place.sequence) * tokens.heads + place.head) * tokens.T + place.position) * D;
+    for (int i = place.first; i < min(place.first + MX_BLOCK, D); i += 2) {
+        if constexpr (quantised) {
+            const float scale = decode_scale(scales[row * row_blocks(D) + i / MX_BLOCK]);
+            const std::uint32_t byte = static_cast<const std::uint8_t*>(cache)[(row * row_blocks(D) * MX_BLOCK + i) / 2];
+            const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>(byte), scale);
+            narrow(to + i, __uint_as_float(pair << 16));
+            narrow(to + i + 1, __uint_as_float(pair & 0xffff0000u));
+        } else {
+            to[i] = static_cast<const T*>(cache)[row * D + i];
+            to[i + 1] = static_cast<const T*>(cache)[row * D + i + 1];
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- entry points
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_append_bf16(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales, const __nv_bfloat16* k,
+                   const __nv_bfloat16* v, int k_stride, int v_stride, const int* table, const float* angles,
+                   const int* starts, int B, int T, int heads, int D, int order, int page, int pages) {
+    append<__nv_bfloat16, false>(k_cache, v_cache, k_scales, v_scales, k, v, k_stride, v_stride, {table, heads, page, pages},
+                                 {starts, T, heads, D, order, angles}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_append_fp16(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales, const __half* k,
+                   const __half* v, int k_stride, int v_stride, const int* table, const float* angles,
+                   const int* starts, int B, int T, int heads, int D, int order, int page, int pages) {
+    append<__half, false>(k_cache, v_cache, k_scales, v_scales, k, v, k_stride, v_stride, {table, heads, page, pages},
+                          {starts, T, heads, D, order, angles}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_append_mxfp4_bf16(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales,
+                         const __nv_bfloat16* k, const __nv_bfloat16* v, int k_stride, int v_stride, const int* table,
+                         const float* angles, const int* starts, int B, int T, int heads, int D, int order, int page,
+                         int pages) {
+    append<__nv_bfloat16, true>(k_cache, v_cache, k_scales, v_scales, k, v, k_stride, v_stride, {table, heads, page, pages},
+                                {starts, T, heads, D, order, angles}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_append_mxfp4_fp16(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales, const __half* k,
+                         const __half* v, int k_stride, int v_stride, const int* table, const float* angles,
+                         const int* starts, int B, int T, int heads, int D, int order, int page, int pages) {
+    append<__half, true>(k_cache, v_cache, k_scales, v_scales, k, v, k_stride, v_stride, {table, heads, page, pages},
+                         {starts, T, heads, D, order, angles}, B);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_bf16(__nv_bfloat16* y, const __nv_bfloat16* x, int stride, const float* angles, const int* starts, int B, int T,
+              int heads, int D, int order) {
+    rotate(y, x, stride, {starts, T, heads, D, order, angles}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_fp16(__half* y, const __half* x, int stride, const float* angles, const int* starts, int B, int T, int heads,
+              int D, int order) {
+    rotate(y, x, stride, {starts, T, heads, D, order, angles}, B);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_read_bf16(__nv_bfloat16* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+                 int T, int heads, int D, int page, int pages) {
+    read<__nv_bfloat16, false>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_read_fp16(__half* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+                 int T, int heads, int D, int page, int pages) {
+    read<__half, false>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_read_mxfp4_bf16(__nv_bfloat16* y, const void* cache, const std::uint8_t* scales, const int* table,
+                       int B, int T, int heads, int D, int page, int pages) {
+    read<__nv_bfloat16, true>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    kv_read_mxfp4_fp16(__half* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+                       int T, int heads, int D, int page, int pages) {
+    read<__half, true>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+}

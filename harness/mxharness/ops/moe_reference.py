@@ -1,0 +1,174 @@
+"""References of moe.py: each stage given the actual one before it, contractions to the bit, and the whole function.
+
+ids are exact. composed is the formula from the inputs alone; a token whose choice of experts hangs on less than the
+rounding error of its logits has no bound there (suites/meta/test_moe.py: no listed case has such a token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+
+from mxharness import functional, mxfp4, tensor_core
+from mxharness import golden as reference
+from mxharness.bounds import Bounded, contraction, exact, gamma, rounded
+from mxharness.op import Case, Expected, Tensors
+from mxharness.ops import activations
+from mxharness.ops.gemm import linear_bits
+
+
+def chosen(case: Case) -> int:
+    """K."""
+    return int(case.option("k") or 4)
+
+
+def activation(case: Case) -> tuple[float, float]:
+    """Alpha and the limit."""
+    return float(case.option("alpha") or 1.702), float(case.option("limit") or 7)
+
+
+def _swiglu(case: Case) -> activations.Activation:
+    alpha, limit = activation(case)
+    return partial(activations.swiglu_limited, alpha=alpha, limit=limit)
+
+
+def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
+    """Each stage given the actual one before it."""
+    x, k = tensors["x"], chosen(case)
+    value, magnitude = _affine(x, tensors["router_weight"], tensors["router_bias"])
+    largest, ids = _largest_first(tensors["logits"].double(), k)
+    weights, condition = _softmax(largest)
+    stages = {
+        "logits": Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, torch.float32),
+        "ids": Expected(ids.to(torch.int32)),
+        "weights": Expected(weights, condition, k + 4, torch.float32),
+    }
+    if case.op == "moe_router":
+        return stages
+    stages["gate_up"] = _product(tensors, "gate_up", x.unsqueeze(1).expand(-1, k, -1), x.dtype)
+    stages["h"] = activations.expected(_swiglu(case), x.dtype, *_branches(tensors["gate_up"]))
+    stages["down"] = _product(tensors, "down", tensors["h"], torch.float32)
+    terms = tensors["weights"].double().unsqueeze(-1) * tensors["down"].double()
+    stages["y"] = Expected(terms.sum(1), terms.abs().sum(1), k, x.dtype)  # the sum starts from 0: k roundings a term
+    return stages
+
+
+def _largest_first(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest and their ids; NaN before all numbers, equals in the order of their ids."""
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return values[:, :k], ids[:, :k]
+
+
+def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the last dimension of k logits, largest first, and what its k + 4 roundings are proportional to.
+
+    A logit's distance d from the largest is rounded (|d| u in its exponential), the exponential is within a unit in the
+    last place (2 u), for numerator and denominator each; k - 1 roundings add up the denominator.
+    """
+    weights = logits.softmax(-1)
+    distance = (logits[:, :1] - logits).nan_to_num(0, 0)  # where it is infinite the weight is 0
+    return weights, weights * (1 + distance + (weights * distance).sum(-1, keepdim=True))
+
+
+def _branches(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate and up, which are interleaved."""
+    return gate_up[..., 0::2], gate_up[..., 1::2]
+
+
+def _chain(K: int, dtype: torch.dtype) -> int:
+    """Roundings of a contraction of length K: those of a chunk, and the sum of the chunks."""
+    chunk = tensor_core.CHUNK[functional.ACTIVATIONS[dtype]]
+    return min(chunk, K) + -(-K // chunk)
+
+
+def _affine(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """X w^T + bias, and the sum of |terms|."""
+    value, magnitude = reference.contraction(x, w)
+    return value + bias, magnitude + bias.abs()
+
+
+def _by_expert(
+    tensors: Tensors, name: str, ids: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+    """For every expert among ids (T, k): where it stands there, and its codes, scales and bias."""
+    parts = [tensors[f"{name}_{part}"] for part in ("codes", "scales", "bias")]
+    for expert in sorted(set(ids.flatten().tolist())):
+        if 0 <= expert < len(parts[0]):  # another id is an error of the stage ids
+            yield ids == expert, tuple(part[expert] for part in parts)
+
+
+def _product(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """A row of x (T, k, K) times the weight of its actual expert, plus that expert's bias: (T, k, N)."""
+    value = torch.full((*x.shape[:2], tensors[f"{name}_bias"].shape[1]), torch.nan, dtype=torch.float64)
+    magnitude = value.clone()
+    for here, (codes, scales, bias) in _by_expert(tensors, name, tensors["ids"]):
+        weights = reference.decode(mxfp4.unpack(codes), scales)
+        value[here], magnitude[here] = _affine(x[here], weights, bias)
+    return Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, dtype)
+
+
+def predict(case: Case, tensors: Tensors) -> Tensors:
+    """The bits of the contractions: logits, and for moe_forward gate_up and down of the actual experts."""
+    x, w = tensors["x"], tensors["router_weight"]
+    ones = np.ones((w.shape[0], w.shape[1] // mxfp4.BLOCK))
+    sums = tensor_core.gemm(x.double().numpy(), w.double().numpy(), ones, functional.ACTIVATIONS[x.dtype])
+    found = {"logits": torch.from_numpy(sums).to(torch.float32) + tensors["router_bias"]}
+    if case.op == "moe_router":
+        return found
+    rows = x.unsqueeze(1).expand(-1, chosen(case), -1)
+    found["gate_up"] = _product_bits(tensors, "gate_up", rows, x.dtype)
+    found["down"] = _product_bits(tensors, "down", tensors["h"], torch.float32)
+    return found
+
+
+def _product_bits(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    y = torch.full((*x.shape[:2], tensors[f"{name}_bias"].shape[1]), torch.nan, dtype=dtype)
+    for here, (codes, scales, bias) in _by_expert(tensors, name, tensors["ids"]):
+        y[here] = linear_bits(x[here], codes, scales, bias, dtype)
+    return y
+
+
+def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
+    """The formula from the inputs alone. A weight by slot depends on the logits' order only, not on whose they are."""
+    x, w, k = inputs["x"], inputs["router_weight"], chosen(case)
+    bias = inputs["router_bias"].double()
+    logits = contraction(exact(x), w, _chain(x.shape[-1], x.dtype))
+    logits = Bounded(logits.value + bias, logits.error + gamma(1) * (logits.value + bias).abs())
+    off = logits.error.where(logits.value.isfinite(), 0).amax(-1, keepdim=True)  # of any logit of the token
+    values, order = _largest_first(logits.value, case.shape[1])
+    largest, ids = values[:, :k], order[:, :k]
+    value, condition = _softmax(largest)
+    weights = Bounded(value, value * torch.expm1(2 * off) + gamma(k + 4) * condition)
+    if case.op == "moe_router":
+        here, slot = logits.value.unsqueeze(1), largest.unsqueeze(2)
+        same = (here == slot) | (here.isnan() & slot.isnan()) | ((here - slot).abs() <= 2 * off.unsqueeze(2))
+        return {
+            "ids": Expected(ids.to(torch.int32), permitted=same),
+            "weights": Expected(value, torch.zeros_like(value), 0, torch.float32, slack=weights.error),
+        }
+    gated = rounded(_bounded_product(inputs, "gate_up", exact(x.unsqueeze(1).expand(-1, k, -1)), ids, x.dtype), x.dtype)
+    gate, up = (Bounded(*pair) for pair in zip(_branches(gated.value), _branches(gated.error), strict=True))
+    h = rounded(activations.carried(_swiglu(case), gate, up), x.dtype)
+    down = _bounded_product(inputs, "down", h, ids, x.dtype)
+    terms = weights.value.unsqueeze(-1) * down.value
+    spread = weights.error.unsqueeze(-1) * (down.value.abs() + down.error) + weights.value.unsqueeze(-1) * down.error
+    error = spread.sum(1)
+    if k < case.shape[1]:  # another choice of experts may be right: no bound holds for this token
+        undecided = values[:, k - 1 : k] - values[:, k : k + 1] <= 2 * off
+        error = torch.where(undecided, torch.inf, error)
+    return {"y": Expected(terms.sum(1), terms.abs().sum(1), k, x.dtype, slack=error)}
+
+
+def _bounded_product(inputs: Tensors, name: str, x: Bounded, ids: torch.Tensor, dtype: torch.dtype) -> Bounded:
+    """As _product, from rows that are not exact; activations of `dtype`."""
+    value = torch.empty((*ids.shape, inputs[f"{name}_bias"].shape[1]), dtype=torch.float64)
+    error = torch.empty_like(value)
+    for here, (codes, scales, bias) in _by_expert(inputs, name, ids):
+        weights = reference.decode(mxfp4.unpack(codes), scales)
+        rows = contraction(Bounded(x.value[here], x.error[here]), weights, _chain(x.value.shape[-1], dtype))
+        value[here] = rows.value + bias
+        error[here] = rows.error + gamma(1) * (value[here].abs() + rows.error)
+    return Bounded(value, error)

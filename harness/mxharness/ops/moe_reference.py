@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-import numpy as np
 import torch
 
 from mxharness import functional, mxfp4, tensor_core
@@ -17,7 +16,7 @@ from mxharness import golden as reference
 from mxharness.bounds import Bounded, contraction, exact, gamma, rounded
 from mxharness.op import Case, Expected, Tensors
 from mxharness.ops import activations
-from mxharness.ops.gemm import linear_bits
+from mxharness.ops.gemm import linear_bits, linear_dense, linear_dense_bits
 
 
 def chosen(case: Case) -> int:
@@ -38,11 +37,10 @@ def _swiglu(case: Case) -> activations.Activation:
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     """Each stage given the actual one before it."""
     x, k = tensors["x"], chosen(case)
-    value, magnitude = _affine(x, tensors["router_weight"], tensors["router_bias"])
     largest, ids = _largest_first(tensors["logits"].double(), k)
     weights, condition = _softmax(largest)
     stages = {
-        "logits": Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, torch.float32),
+        "logits": linear_dense(x, tensors["router_weight"], tensors["router_bias"], torch.float32),
         "ids": Expected(ids.to(torch.int32)),
         "weights": Expected(weights, condition, k + 4, torch.float32),
     }
@@ -84,12 +82,6 @@ def _chain(K: int, dtype: torch.dtype) -> int:
     return min(chunk, K) + -(-K // chunk)
 
 
-def _affine(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """X w^T + bias, and the sum of |terms|."""
-    value, magnitude = reference.contraction(x, w)
-    return value + bias, magnitude + bias.abs()
-
-
 def _by_expert(
     tensors: Tensors, name: str, ids: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
@@ -105,17 +97,15 @@ def _product(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -
     value = torch.full((*x.shape[:2], tensors[f"{name}_bias"].shape[1]), torch.nan, dtype=torch.float64)
     magnitude = value.clone()
     for here, (codes, scales, bias) in _by_expert(tensors, name, tensors["ids"]):
-        weights = reference.decode(mxfp4.unpack(codes), scales)
-        value[here], magnitude[here] = _affine(x[here], weights, bias)
+        rows, terms = reference.contraction(x[here], reference.decode(mxfp4.unpack(codes), scales))
+        value[here], magnitude[here] = rows + bias, terms + bias.abs()
     return Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, dtype)
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:
     """The bits of the contractions: logits, and for moe_forward gate_up and down of the actual experts."""
-    x, w = tensors["x"], tensors["router_weight"]
-    ones = np.ones((w.shape[0], w.shape[1] // mxfp4.BLOCK))
-    sums = tensor_core.gemm(x.double().numpy(), w.double().numpy(), ones, functional.ACTIVATIONS[x.dtype])
-    found = {"logits": torch.from_numpy(sums).to(torch.float32) + tensors["router_bias"]}
+    x = tensors["x"]
+    found = {"logits": linear_dense_bits(x, tensors["router_weight"], tensors["router_bias"], torch.float32)}
     if case.op == "moe_router":
         return found
     rows = x.unsqueeze(1).expand(-1, chosen(case), -1)

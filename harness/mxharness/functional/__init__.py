@@ -35,6 +35,15 @@ from mxharness.functional.gemm import (
     persistent,
 )
 from mxharness.functional.kv_cache import KVCache, kv_cache, kv_cache_append, kv_cache_read
+from mxharness.functional.lm_head import (
+    lm_head_forward,
+    lm_head_forward_temperature,
+    lm_head_forward_topk,
+    lm_head_forward_topp,
+    lm_head_greedy,
+    lm_head_probabilities,
+    lm_head_sample,
+)
 from mxharness.functional.memory import (
     Savings,
     attention_vram_savings,
@@ -86,6 +95,13 @@ __all__ = [
     "kv_cache_append",
     "kv_cache_read",
     "layer_norm",
+    "lm_head_forward",
+    "lm_head_forward_temperature",
+    "lm_head_forward_topk",
+    "lm_head_forward_topp",
+    "lm_head_greedy",
+    "lm_head_probabilities",
+    "lm_head_sample",
     "lm_head_vram_savings",
     "moe_vram_savings",
     "multi_head_attention",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mxharness.errors import UserError
 from mxharness.op import Op
-from mxharness.ops import attention, dequant, elementary, embedding, gemm, kv_cache, mma, norm, quantize
+from mxharness.ops import attention, dequant, elementary, embedding, gemm, kv_cache, lm_head, mma, norm, quantize
 
 OPS: tuple[Op, ...] = (
     quantize.OP,
@@ -14,6 +14,7 @@ OPS: tuple[Op, ...] = (
     *norm.OPS,
     *gemm.OPS,
     *embedding.OPS,
+    *lm_head.OPS,
     *kv_cache.OPS,
     *attention.OPS,
 )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mxharness.planted import decoding, gemm
+from mxharness.planted import decoding, embedding, gemm, lm_head
 from mxharness.planted.fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*decoding.FAULTS, *gemm.FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *decoding.FAULTS,
+    *gemm.FAULTS,
+    *embedding.FAULTS,
+    *lm_head.FAULTS,
+)

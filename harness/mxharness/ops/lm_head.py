@@ -1,0 +1,303 @@
+"""LM head: logits = x W^T, W (V, K) in MXFP4, over a temperature, filtered by top-k and top-p; ids and probabilities.
+
+Every stage is an output and is judged from the one before: logits by bits, the quotient and the filters exactly, the
+last token of a nucleus and a sample by what their masses permit (ops/sampling.py), probabilities by their bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from mxharness import functional, mxfp4, regimes
+from mxharness import golden as reference
+from mxharness.bounds import gamma
+from mxharness.device import Device
+from mxharness.functional import lm_head
+from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.ops import gemm, sampling
+
+REGIMES = ("normal", "wide", "outliers")
+SPECIALS = ("nan", "infinite")
+DATA = ("data=equal", "data=repeated", "data=spike")
+"""All rows of W the same; every row three times; one row 2^8 times larger. Others: "hill", all the same but one that is
+4 times larger, which leaves a long flat tail; "tiny", logits that a large temperature makes zeros of both signs."""
+
+
+def _cases(name: str, shapes: tuple[tuple[int, int, int], ...], *options: tuple[str, ...]) -> tuple[Case, ...]:
+    """Every shape with every option and both dtypes in turn, and each special distribution once."""
+    product = [(shape, option) for shape in shapes for option in options]
+    dtypes = ("bf16", "fp16") * len(product)
+    drawn = [Case(name, shape, dtype=dtype, options=o) for (shape, o), dtype in zip(product, dtypes, strict=False)]
+    special = [Case(name, (3, 33, 64), regime=regime, options=options[0]) for regime in SPECIALS]
+    return (*drawn, *special, Case(name, (2048, 5, 32), options=options[-1]))
+
+
+FORWARD = (
+    *(
+        Case("lm_head_forward", shape, regime=regime, dtype=dtype)
+        for shape in ((3, 33, 96), (9, 130, 160))
+        for regime in ("normal", "integers", "wide")
+        for dtype in ("bf16", "fp16")
+    ),
+    *(Case("lm_head_forward", shape) for shape in ((3, 1, 32), (2, 2, 64), (1, 4099, 32), (2048, 5, 32))),
+    *(Case("lm_head_forward", (5, 37, 64), dtype=dtype, options=("tied",)) for dtype in ("bf16", "fp16")),
+)
+TEMPERATURE = _cases(
+    "lm_head_forward_temperature", ((3, 1, 32), (2, 33, 64), (5, 1000, 32)), ("t=0.7",), ("t=3",), ("t=1",)
+)
+TOP_K = (
+    *_cases("lm_head_forward_topk", ((3, 33, 64),), ("k=1",), ("k=5", "t=0.7"), ("k=33",), ("k=2",)),
+    *(
+        Case("lm_head_forward_topk", (3, 1000, 32), dtype=dtype, options=(data, k))
+        for data, k, dtype in zip(DATA, ("k=999", "k=40", "k=40"), ("bf16", "fp16", "bf16"), strict=True)
+    ),
+    Case("lm_head_forward_topk", (3, 1, 32), options=("k=1",)),
+    Case("lm_head_forward_topk", (3, 33, 32), options=("data=tiny", "k=5", "t=1e15")),
+    Case("lm_head_forward_topk", (4, 4099, 32), regime="wide", options=("k=1000",)),
+    Case("lm_head_forward_topk", (2, 4099, 32), options=("data=equal", "k=4098")),
+)
+TOP_P = (
+    *_cases("lm_head_forward_topp", ((3, 33, 64),), ("p=0.9",), ("p=1e-10",), ("p=1", "t=2"), ("p=0.5", "t=0.1")),
+    *(
+        Case("lm_head_forward_topp", (3, 1000, 32), dtype=dtype, options=(data, "p=0.5"))
+        for data, dtype in zip(DATA, ("bf16", "fp16", "bf16"), strict=True)
+    ),
+    Case("lm_head_forward_topp", (3, 1, 32), options=("p=0.9",)),
+    Case("lm_head_forward_topp", (3, 1000, 32), options=("data=equal", "p=0.5000000005")),  # 501 tokens, not 500
+    Case("lm_head_forward_topp", (6, 4099, 32), seed=3, options=("data=hill", "p=0.9", "t=0.05")),
+    Case("lm_head_forward_topp", (4, 4099, 32), options=("p=0.9", "t=0.2")),
+    Case("lm_head_forward_topp", (2, 4099, 32), options=("data=equal", "p=0.999999")),
+)
+GREEDY = (
+    *_cases("lm_head_greedy", ((3, 1, 32), (2, 2, 32), (3, 33, 64), (5, 1000, 32)), ()),
+    *(Case("lm_head_greedy", (3, 1000, 32), options=(data,)) for data in DATA),
+    Case("lm_head_greedy", (4, 4099, 32), options=("data=repeated",)),
+)
+PROBABILITIES = (
+    *_cases("lm_head_probabilities", ((3, 1, 32), (3, 33, 64), (5, 1000, 32)), (), ("t=0.1",)),
+    *(Case("lm_head_probabilities", (3, 1000, 32), options=(data,)) for data in DATA),
+    Case("lm_head_probabilities", (3, 33, 64), regime="wide"),
+    Case("lm_head_probabilities", (9, 1000, 32), options=("data=hill", "t=0.08")),
+    Case("lm_head_probabilities", (4, 4099, 32), options=("t=0.3",)),
+)
+SAMPLE = (
+    *_cases(
+        "lm_head_sample",
+        ((4, 33, 64), (5, 1000, 32)),
+        (),
+        ("k=7", "p=0.8"),
+        ("t=0",),
+        ("k=3", "t=0.5"),
+        ("p=0.6", "t=0.2"),
+    ),
+    *(Case("lm_head_sample", (9, 1000, 32), options=(data, "k=50", "p=0.5")) for data in DATA),
+    *(Case("lm_head_sample", (9, 1000, 32), options=(data,)) for data in DATA),
+    Case("lm_head_sample", (3, 1, 32)),
+    Case("lm_head_sample", (6, 4099, 32), seed=3, options=("data=hill", "t=0.05")),
+    Case("lm_head_sample", (6, 4099, 32), options=("t=0.3",)),
+    Case("lm_head_sample", (4, 4099, 32), options=("k=500", "p=0.95", "t=0.2")),
+)
+
+
+def settings(case: Case) -> tuple[float, int, float]:
+    """Temperature, k and p; 1, 0 and 1 where the case names none."""
+    return float(case.option("t") or 1), int(case.option("k") or 0), float(case.option("p") or 1)
+
+
+def make_inputs(case: Case) -> Tensors:
+    """X (M, K), codes (V, K/2), scales (V, K/32); ids (M) in place of x for a tied table; uniforms (M) for a sample."""
+    M, V, K = case.shape
+    codes, scales = regimes.weights(case, (V, K))
+    rng = regimes.generator(case, "choice")
+    match case.option("data"):
+        case "equal":
+            codes, scales = codes[:1].repeat(V, 1), scales[:1].repeat(V, 1)
+        case "repeated":
+            rows = torch.arange(V) % -(-V // 3)
+            codes, scales = codes[rows], scales[rows]
+        case "spike":
+            scales[V // 2] += 8
+        case "hill":
+            codes, scales = codes[:1].repeat(V, 1), scales[:1].repeat(V, 1)
+            scales[0] += 2
+        case "tiny":
+            scales.fill_(10)
+    inputs = {"codes": codes, "scales": scales}
+    if "tied" in case.options:
+        return inputs | {"ids": torch.from_numpy(rng.integers(0, V, M))}
+    inputs["x"] = regimes.activations(case, (M, K))
+    if case.op == "lm_head_sample":
+        uniforms = torch.from_numpy(rng.integers(0, 2**24, M)).to(torch.float32) / 2.0**24
+        uniforms[-1], uniforms[0] = 1 - 2.0**-24, 0.0 if M > 1 else uniforms[0]
+        inputs["uniforms"] = uniforms
+    return inputs
+
+
+def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
+    """Every stage, from the kernel's own outcome of the one before."""
+    temperature, k, p = settings(case)
+    z = tensors["logits"]
+    expected = {"logits": gemm.linear(tensors["x"], tensors["codes"], tensors["scales"], None, torch.float32)}
+    if "tied" in case.options:
+        expected["x"] = Expected(_decoded(tensors)[tensors["ids"]].to(regimes.DTYPES[case.dtype]))
+    if temperature == 0:
+        return expected | {"ids": sampling.greedy(z)}
+    if temperature != 1:
+        # float32 over float32: float64 rounds far enough away that rounding again is rounding once.
+        expected["scaled"] = Expected((z.double() / np.float32(temperature).item()).to(torch.float32))
+        z = tensors["scaled"]
+    if k:
+        expected["top_k_last"] = sampling.top_k(z, k)
+        expected["top_k"] = Expected(sampling.filtered(z, tensors["top_k_last"]))
+        z = tensors["top_k"]
+    if p < 1:
+        expected["top_p_last"] = sampling.top_p(z, p)
+        expected["top_p"] = Expected(sampling.filtered(z, tensors["top_p_last"]))
+        z = tensors["top_p"]
+    match case.op:
+        case "lm_head_greedy":
+            expected["ids"] = sampling.greedy(z)
+        case "lm_head_probabilities":
+            expected["p"] = sampling.probabilities(z)
+        case "lm_head_sample":
+            expected["ids"] = sampling.sample(z, tensors["uniforms"])
+    return expected
+
+
+def _decoded(tensors: Tensors) -> torch.Tensor:
+    return reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"]).to(torch.float32)
+
+
+def predict(case: Case, tensors: Tensors) -> Tensors:
+    """The logits in bits."""
+    bits = gemm.linear_bits(tensors["x"], tensors["codes"], tensors["scales"], None, torch.float32)
+    return {"logits": bits}
+
+
+def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
+    """The function's outcome from x and W: each logit an interval, and what may be chosen with logits within it."""
+    temperature, k, p = settings(case)
+    linear = gemm.linear(inputs["x"], inputs["codes"], inputs["scales"], None, torch.float32)
+    assert linear.magnitude is not None  # noqa: S101  a contraction has one
+    value, error = linear.value, (gamma(linear.chain) * linear.magnitude).nan_to_num(0.0, posinf=0.0)
+    if temperature not in (0, 1):
+        value, error = value / np.float32(temperature).item(), error / np.float32(temperature).item()
+        error = error + 2.0**-24 * (value.abs().nan_to_num(0.0, posinf=0.0) + error) + 2.0**-149
+    tokens, z, name, right = sampling.outcome(value, error), value, "", torch.zeros(0)
+    ordered, weighed = ~value.isnan().any(-1), sampling.has_softmax(value)
+    if temperature == 0 or case.op == "lm_head_greedy":
+        _, right = sampling.possible_top_k(tokens, 1)
+        return {"ids": sampling.decided(sampling.greedy(z).value, right, ordered)}
+    if k:
+        tokens, right = sampling.possible_top_k(tokens, k)
+        name, choice, exists = "top_k_last", sampling.top_k(z, k).value, ordered
+        z = sampling.filtered(z, choice)
+    if p < 1:
+        tokens, right = sampling.possible_top_p(tokens, p)
+        name, choice, exists = "top_p_last", sampling.top_p(z, p).value, weighed
+        z = sampling.filtered(z, choice)
+    match case.op:
+        case "lm_head_sample":
+            right = sampling.possible_sample(tokens, inputs["uniforms"])
+            choice = sampling.sample(z, inputs["uniforms"]).value
+            return {"ids": sampling.decided(choice, right, weighed)}
+        case "lm_head_probabilities":
+            return {"p": _near(sampling.probabilities(z).value, sampling.possible_probabilities(value, error))}
+    if name:
+        return {name: sampling.decided(choice, right, exists)}
+    return {"logits" if temperature == 1 else "scaled": _near(value, error)}
+
+
+def _near(value: torch.Tensor, slack: torch.Tensor) -> Expected:
+    """No rounding but those that the slack holds already."""
+    return Expected(value, torch.zeros_like(value), 0, torch.float32, slack)
+
+
+def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
+    """The stages of the function of the case's name; for a tied table those of its own rows."""
+    weight = mxfp4.Quantized(inputs["codes"], inputs["scales"])
+    t, k, p = settings(case)
+    if "tied" in case.options:
+        x = functional.embedding_lookup(inputs["ids"], weight, dtype=regimes.DTYPES[case.dtype], device=device)
+        return {"x": x, "logits": functional.lm_head_forward(x, weight, device=device)}
+    x = inputs["x"]
+    match case.op:
+        case "lm_head_greedy":
+            return lm_head.greedy_stages(x, weight, device=device)
+        case "lm_head_probabilities":
+            return lm_head.probability_stages(x, weight, temperature=t, device=device)
+        case "lm_head_sample":
+            uniforms = inputs["uniforms"]
+            return lm_head.sample_stages(x, weight, uniforms, temperature=t, top_k=k, top_p=p, device=device)
+    return lm_head.logit_stages(x, weight, temperature=t, top_k=k, top_p=p, device=device)
+
+
+def fuzz(name: str) -> st.SearchStrategy[Case]:
+    """Any vocabulary, on both sides of a warp's share; temperature, k and p as far as the function takes them."""
+
+    def build(M: int, V: int, blocks: int, regime: str, dtype: str, share: float, drawn: dict[str, str]) -> Case:
+        taken = {"topk": "kt", "topp": "pt", "sample": "kpt", "temperature": "t", "probabilities": "t"}
+        letters = taken.get(name.rpartition("_")[2], "")
+        drawn = drawn | {"k": f"k={1 + int(share * (V - 1))}"}
+        options = tuple(drawn[letter] for letter in letters) if letters else tuple(drawn[x] for x in "d" if x in drawn)
+        return Case(name, (M, V, 32 * blocks), regime=regime, dtype=dtype, options=options)
+
+    return st.builds(
+        build,
+        st.integers(1, 5),
+        st.integers(1, 300),
+        st.integers(1, 3),
+        st.sampled_from(REGIMES),
+        st.sampled_from(("bf16", "fp16")),
+        st.floats(0, 1),
+        st.fixed_dictionaries(
+            {
+                "t": st.sampled_from(("t=1", "t=0.05", "t=0.7", "t=4")),
+                "p": st.sampled_from(("p=1", "p=0.001", "p=0.3", "p=0.95", "p=0.9999")),
+            }
+        ),
+    )
+
+
+TOLERANCE = Tolerance(
+    why="logits summed on a tensor core; tokens weighed by exp32 of rounded differences, cut off at 2^-40",
+    unit_roundoff=2.0**-24,
+    source="gamma_n with n = chunk + number of chunks (docs/tensor_core.md); ops/sampling.py",
+    ceiling=0.1,
+    composed_ceiling=0.1,
+)
+
+
+def _op(name: str, cases: tuple[Case, ...]) -> Op:
+    draw: Callable[[], st.SearchStrategy[Case]] = partial(fuzz, name)
+    return Op(
+        name=name,
+        source="lm_head.cu",
+        axes="M V K",
+        cases=cases,
+        make_inputs=make_inputs,
+        golden=golden,
+        launch=launch,
+        tolerance=TOLERANCE,
+        fuzz=draw,
+        predict=predict,
+        composed=None if name == "lm_head_forward" else composed,
+        row_axis="M",
+        row_inputs=("x", "ids", "uniforms"),
+    )
+
+
+OPS = (
+    _op("lm_head_forward", FORWARD),
+    _op("lm_head_forward_temperature", TEMPERATURE),
+    _op("lm_head_forward_topk", TOP_K),
+    _op("lm_head_forward_topp", TOP_P),
+    _op("lm_head_greedy", GREEDY),
+    _op("lm_head_probabilities", PROBABILITIES),
+    _op("lm_head_sample", SAMPLE),
+)

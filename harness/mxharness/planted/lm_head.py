@@ -1,0 +1,111 @@
+"""Faults of LM heads and samplers."""
+
+from __future__ import annotations
+
+from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+
+_MODULE = "mxharness.functional.lm_head"
+_GREEDY = """\
+        const std::uint64_t own = static_cast<std::uint64_t>(key_of(z)) << 32 | ~static_cast<std::uint32_t>(id);
+        best = Max()(best, z != z ? nan : own);
+    });
+    best = over_block(best, Max());
+    const long long id = ~static_cast<std::uint32_t>(best);"""
+
+FAULTS = (
+    Fault(
+        name="tied-embedding-decoded-on-one-side",
+        seen_in="kekzl/imp PR 395",
+        symptom="token-0 spam: the LM head decodes the shared table, the embedding takes its bare codes",
+        change=FunctionChange(
+            "mxharness.functional.embedding",
+            "_packed",
+            '"packed", *table)',
+            '"packed", table.codes, torch.full_like(table.scales, 127))',
+        ),
+        op="lm_head_forward",
+        detector="bound",
+    ),
+    Fault(
+        name="vocabulary-tail-wraps",
+        seen_in="triton-lang/triton PR 10385",
+        symptom="the last tokens of a vocabulary that is not a multiple of the tile have the first ones' logits",
+        change=KernelChange(
+            "gemm.cu",
+            "weights.four(first_row + n[i], k + 4 * t, scale[i])",
+            "weights.four(first_row + (n[i] < N / 16 * 16 ? n[i] : n[i] % 16), k + 4 * t, scale[i])",
+        ),
+        op="lm_head_forward",
+        detector="bound",
+    ),
+    Fault(
+        name="top-k-keeps-one-less",
+        seen_in="samplers that compare with the k-th logit as if it were outside",
+        symptom="k - 1 tokens are left; k = 2 is greedy",
+        change=KernelChange(
+            "lm_head.cu", "keep(to, last, row, k, Count());", "keep(to, last, row, max(k - 1, 1), Count());"
+        ),
+        op="lm_head_forward_topk",
+        detector="bound",
+    ),
+    Fault(
+        name="top-k-keeps-all-ties",
+        seen_in="huggingface/transformers, TopKLogitsWarper",
+        symptom="more than k tokens are left where several have the k-th logit",
+        change=KernelChange("lm_head.cu", "(key_of(z) == key && id <= cut)", "(key_of(z) == key)"),
+        op="lm_head_forward_topk",
+        detector="bound",
+    ),
+    Fault(
+        name="top-p-before-renormalising",
+        seen_in="samplers that cut both filters from one softmax",
+        symptom="with top-k active the nucleus is that of the whole vocabulary, and too large",
+        change=FunctionChange(
+            _MODULE,
+            "logit_stages",
+            'stages |= _filtered(device, "top_p", y, np.int64(share))',
+            'stages |= _filtered(device, "top_p", stages.get("scaled", stages["logits"]), np.int64(share))',
+        ),
+        op="lm_head_sample",
+        detector="bound",
+    ),
+    Fault(
+        name="top-p-without-the-token-that-reaches-it",
+        seen_in="samplers that keep what lies under p, and nothing where one token is past it",
+        symptom="the nucleus lacks its last token",
+        change=KernelChange("lm_head.cu", "key_of(z) == key && id <= cut", "key_of(z) == key && id < cut"),
+        op="lm_head_forward_topp",
+        detector="bound",
+    ),
+    Fault(
+        name="temperature-after-softmax",
+        seen_in="samplers whose softmax comes before their temperature",
+        symptom="the temperature changes nothing",
+        change=FunctionChange(
+            _MODULE,
+            "probability_stages",
+            "z = last_of(stages)",
+            'z = stages["logits"]',
+        ),
+        op="lm_head_probabilities",
+        detector="bound",
+    ),
+    Fault(
+        name="argmax-takes-the-last-tie",
+        seen_in="parallel reductions that compare with >=",
+        symptom="another token than elsewhere where two logits are equal",
+        change=KernelChange(
+            "lm_head.cu", _GREEDY, _GREEDY.replace("~static_cast<std::uint32_t>", "+static_cast<std::uint32_t>")
+        ),
+        op="lm_head_greedy",
+        detector="bound",
+    ),
+    Fault(
+        name="sample-off-by-one",
+        seen_in="inverse distribution functions that return how many tokens lie under the uniform, from 1",
+        symptom="a token is drawn that may have been filtered out",
+        change=KernelChange("lm_head.cu", "ids[blockIdx.x] = id;", "ids[blockIdx.x] = min(id + 1, row.V - 1);"),
+        op="lm_head_sample",
+        detector="bound",
+    ),
+)

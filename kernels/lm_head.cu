@@ -1,0 +1,240 @@
+// What an LM head does with its logits: temperature, top-k, top-p, greedy choice, probabilities, a sample.
+// The logits themselves, x W^T, are a GEMM (gemm.cu).
+//
+//   z, y, p   (M, V) float32     ids, last  (M) int64     uniforms  (M) float32
+//   a block a row, of 32 or more threads, a multiple of 32
+//
+// Order of tokens: the larger logit first (-0 = +0), at equal logits the lower id. A filter keeps the first so many
+// tokens of that order; `last` is the last one kept; all others become -Inf.
+//
+// No result depends on an order of sums: a maximum has none, and masses of tokens are integers,
+//   mass = floor(exp32(z - max z) 2^40),
+// so that any schedule has the same bits. 2^22 tokens have a total below 2^63. A row without a softmax (its maximum is
+// NaN or infinite) has no mass: filters and probabilities give NaN throughout, a sample is -1. Where only the order
+// counts (top-k, greedy) Inf is a number like others, and NaN alone gives NaN throughout and -1.
+#include "math.cuh"
+#include "warp.cuh"
+
+constexpr int THREADS = 512;  // the most in a block
+constexpr float INFINITE = __builtin_huge_valf(), NONE = __builtin_nanf("");
+
+using Mass = std::uint64_t;
+
+// Orders like the float it is made of; -0 and +0 are one key. Never 2^32 - 1.
+__device__ inline std::uint32_t key_of(float z) {
+    const std::uint32_t bits = __float_as_uint(__fadd_rn(z, 0.0f));
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+__device__ inline float logit_of(std::uint32_t key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
+
+struct Softmax {
+    float largest;
+
+    __device__ float exponential(float z) const { return exp32(__fsub_rn(z, largest)); }
+    __device__ Mass operator()(float z) const { return static_cast<Mass>(__fmul_rn(exponential(z), 0x1p40f)); }
+    __device__ bool exists() const { return largest > -INFINITE && largest < INFINITE; }
+};
+
+struct Count {
+    __device__ Mass operator()(float) const { return 1; }
+};
+
+// total * fraction / 2^32 for total < 2^63 and fraction <= 2^32, rounded down or up.
+__device__ inline Mass share(Mass total, Mass fraction, bool up) {
+    return (total >> 32) * fraction + (((total & 0xffffffffu) * fraction + (up ? 0xffffffffu : 0)) >> 32);
+}
+
+// Over all threads of the block; every thread gets the result. For operations that have no order.
+template <class V, class Combine> __device__ inline V over_block(V value, Combine combine) {
+    __shared__ V each[THREADS], few[WARP];
+    each[threadIdx.x] = value;
+    __syncthreads();
+    if (threadIdx.x < WARP) {
+        V mine = each[threadIdx.x];
+        for (int i = threadIdx.x + WARP; i < static_cast<int>(blockDim.x); i += WARP) mine = combine(mine, each[i]);
+        few[threadIdx.x] = mine;
+    }
+    __syncthreads();
+    V all = few[0];
+    for (int i = 1; i < WARP; ++i) all = combine(all, few[i]);
+    return all;
+}
+
+struct Row {
+    const float* z;
+    int V;
+
+    template <class Use> __device__ void each(Use use) const {
+        for (int id = threadIdx.x; id < V; id += blockDim.x) use(z[id], id);
+    }
+    // This thread's part when the ids are cut into as many runs as there are threads, in ascending order.
+    __device__ int run() const { return (V + static_cast<int>(blockDim.x) - 1) / static_cast<int>(blockDim.x); }
+    __device__ int first() const { return min(V, static_cast<int>(threadIdx.x) * run()); }
+    __device__ int end() const { return min(V, first() + run()); }
+};
+
+__device__ inline Row row_of(const float* z, int V) { return {z + static_cast<long long>(blockIdx.x) * V, V}; }
+
+__device__ inline Softmax softmax_of(const Row& row) {
+    float largest = -INFINITE;
+    row.each([&](float z, int) { largest = Max()(largest, z); });
+    return {over_block(largest, Max())};
+}
+
+template <class Weight> __device__ inline Mass total_of(const Row& row, Weight weight, std::uint32_t above = 0) {
+    Mass mine = 0;
+    row.each([&](float z, int) { mine += above == 0 || key_of(z) > above ? weight(z) : 0; });
+    return over_block(mine, Sum());
+}
+
+// ---------------------------------------------------------------------------------------------- filters
+
+struct Quarters {
+    Mass of[3];
+};
+struct AddQuarters {
+    __device__ Quarters operator()(const Quarters& a, const Quarters& b) const {
+        return {{a.of[0] + b.of[0], a.of[1] + b.of[1], a.of[2] + b.of[2]}};
+    }
+};
+
+// The largest key from which on upwards the tokens weigh `target` (>= 1) or more: two bits of it at a time.
+template <class Weight> __device__ inline std::uint32_t threshold(const Row& row, Mass target, Weight weight) {
+    std::uint32_t found = 0;
+    for (int shift = 30; shift >= 0; shift -= 2) {
+        const std::uint32_t from[3] = {found | 1u << shift, found | 2u << shift, found | 3u << shift};
+        Quarters mine = {};
+        row.each([&](float z, int) {
+            const std::uint32_t key = key_of(z);
+            if (key < from[0]) return;
+            const Mass own = weight(z);
+            mine.of[0] += own;
+            mine.of[1] += key >= from[1] ? own : 0;
+            mine.of[2] += key >= from[2] ? own : 0;
+        });
+        const Quarters all = over_block(mine, AddQuarters());
+        for (int quarter = 0; quarter < 3; ++quarter)  // weights fall from one to the next
+            if (all.of[quarter] >= target) found = from[quarter];
+    }
+    return found;
+}
+
+// Keeps the shortest beginning of the order that weighs `target` or more: all tokens past the threshold's key and, of
+// those at it, the lowest ids. The row's last token kept goes to `last`.
+template <class Weight>
+__device__ inline void keep(float* y, long long* last, const Row& row, Mass target, Weight weight) {
+    __shared__ int ties[THREADS], cut;
+    const std::uint32_t key = threshold(row, target, weight);
+    const Mass own = weight(logit_of(key)), missing = target - total_of(row, weight, key);
+    const int needed = static_cast<int>((missing + own - 1) / own);
+
+    int mine = 0, before = 0;
+    for (int id = row.first(); id < row.end(); ++id) mine += key_of(row.z[id]) == key;
+    ties[threadIdx.x] = mine;
+    __syncthreads();
+    for (int i = 0; i < static_cast<int>(threadIdx.x); ++i) before += ties[i];
+    if (before < needed && needed <= before + mine) {
+        int id = row.first() - 1;
+        while (before < needed) before += key_of(row.z[++id]) == key;
+        cut = id;
+    }
+    __syncthreads();
+    row.each([&](float z, int id) {
+        const bool kept = key_of(z) > key || (key_of(z) == key && id <= cut);
+        y[id] = kept ? z : -INFINITE;
+    });
+    if (threadIdx.x == 0) last[blockIdx.x] = cut;
+}
+
+__device__ inline void refuse(float* y, long long* last, const Row& row) {
+    row.each([&](float, int id) { y[id] = NONE; });
+    if (threadIdx.x == 0) last[blockIdx.x] = -1;
+}
+
+// ---------------------------------------------------------------------------------------------- entry points
+
+// Flat: y = z / temperature.
+extern "C" __global__ void __launch_bounds__(256)
+    lm_head_temperature(float* y, const float* z, float temperature, long long count) {
+    const long long first = 4 * (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
+    if (first + 4 <= count) {
+        const float4 four = *reinterpret_cast<const float4*>(z + first);
+        *reinterpret_cast<float4*>(y + first) = {__fdiv_rn(four.x, temperature), __fdiv_rn(four.y, temperature),
+                                                 __fdiv_rn(four.z, temperature), __fdiv_rn(four.w, temperature)};
+    } else {
+        for (long long i = first; i < count; ++i) y[i] = __fdiv_rn(z[i], temperature);
+    }
+}
+
+// 1 <= k <= V tokens stay.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_topk(float* y, long long* last, const float* z, int V, int k) {
+    const Row row = row_of(z, V);
+    float* to = y + static_cast<long long>(blockIdx.x) * V;
+    const float largest = softmax_of(row).largest;
+    if (largest != largest) refuse(to, last, row);
+    else keep(to, last, row, k, Count());
+}
+
+// The fewest tokens stay whose mass is p / 2^32 of the row's or more; 1 <= p < 2^32.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_topp(float* y, long long* last, const float* z, int V, long long p) {
+    const Row row = row_of(z, V);
+    float* to = y + static_cast<long long>(blockIdx.x) * V;
+    const Softmax softmax = softmax_of(row);
+    if (!softmax.exists()) refuse(to, last, row);
+    else keep(to, last, row, share(total_of(row, softmax), p, true), softmax);
+}
+
+// The first token of the order.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_greedy(long long* ids, const float* z, int V) {
+    const Row row = row_of(z, V);
+    constexpr std::uint64_t nan = ~0ull;
+    std::uint64_t best = 0;  // the key above the inverted id, so that the lowest id wins
+    row.each([&](float z, int id) {
+        const std::uint64_t own = static_cast<std::uint64_t>(key_of(z)) << 32 | ~static_cast<std::uint32_t>(id);
+        best = Max()(best, z != z ? nan : own);
+    });
+    best = over_block(best, Max());
+    const long long id = ~static_cast<std::uint32_t>(best);
+    if (threadIdx.x == 0) ids[blockIdx.x] = best == nan ? -1 : id;
+}
+
+// Softmax; the denominator is the row's whole mass, so its terms are cut off at 2^-40 of the largest.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_probabilities(float* p, const float* z, int V) {
+    const Row row = row_of(z, V);
+    float* to = p + static_cast<long long>(blockIdx.x) * V;
+    const Softmax softmax = softmax_of(row);
+    const bool exists = softmax.exists();
+    const float total = exists ? __fmul_rn(static_cast<float>(total_of(row, softmax)), 0x1p-40f) : NONE;
+    row.each([&](float z, int id) { to[id] = exists ? __fdiv_rn(softmax.exponential(z), total) : NONE; });
+}
+
+// The first id, in ascending order, up to and with which the tokens weigh more than the uniform's share of the row.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_sample(long long* ids, const float* z, const float* uniforms, int V) {
+    __shared__ Mass masses[THREADS];
+    const Row row = row_of(z, V);
+    const Softmax softmax = softmax_of(row);
+    const float uniform = uniforms[blockIdx.x];
+    if (!softmax.exists() || !(uniform >= 0.0f && uniform < 1.0f)) {
+        if (threadIdx.x == 0) ids[blockIdx.x] = -1;
+        return;
+    }
+    Mass mine = 0, before = 0, total = 0;
+    for (int id = row.first(); id < row.end(); ++id) mine += softmax(row.z[id]);
+    masses[threadIdx.x] = mine;
+    __syncthreads();
+    for (int i = 0; i < static_cast<int>(blockDim.x); ++i) {
+        if (i == static_cast<int>(threadIdx.x)) before = total;
+        total += masses[i];
+    }
+    const Mass target = share(total, static_cast<Mass>(__fmul_rn(uniform, 0x1p32f)), false);
+    if (before <= target && target < before + mine) {
+        int id = row.first() - 1;
+        while (before <= target) before += softmax(row.z[++id]);
+        ids[blockIdx.x] = id;
+    }
+}

@@ -74,7 +74,7 @@ __device__ inline float tanh32(float x) {
     return with_sign(__fsub_rn(1.0f, over_one_plus(2.0f, exp32(__fadd_rn(a, a)))), x);
 }
 
-// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 0.94 ulp.
+// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 0.99 ulp.
 __device__ inline float erf32(float x) {
     const float a = magnitude(x);
     if (a > 3.92f) return with_sign(1.0f, x);  // nearer to it than to any other float32

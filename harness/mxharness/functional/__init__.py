@@ -25,6 +25,7 @@ from mxharness.functional.embedding import (
     embedding_lookup_batch,
     embedding_lookup_cached,
 )
+from mxharness.functional.ffn import ffn_forward, ffn_forward_bias, ffn_residual, swiglu, swiglu_ffn_forward
 from mxharness.functional.gemm import (
     PersistentWeight,
     dense,
@@ -82,6 +83,9 @@ __all__ = [
     "embedding_lookup_batch",
     "embedding_lookup_cached",
     "embedding_vram_savings",
+    "ffn_forward",
+    "ffn_forward_bias",
+    "ffn_residual",
     "ffn_vram_savings",
     "fused_qkv_projection",
     "gemm",
@@ -110,5 +114,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope_table",
+    "swiglu",
+    "swiglu_ffn_forward",
     "vram_savings",
 ]

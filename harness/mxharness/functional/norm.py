@@ -11,8 +11,10 @@ from mxharness.device import Device
 from mxharness.errors import UserError
 from mxharness.functional.common import ACTIVATIONS, check_activations, check_vector, device_of
 
-THREADS = 256
-"""Of a block, which is a row: each adds every 256th element."""
+
+def threads(K: int) -> int:
+    """So many threads sum a row of K elements, each every so many-th of them."""
+    return 32 if K <= 256 else 256
 
 
 @overload
@@ -110,8 +112,10 @@ def normalise(
     M, K = x.shape
     made = {} if residual is None else {"sum": device.empty((M, K), x.dtype)}
     made["y"] = device.empty((M, K), x.dtype)
+    length = "short_" if threads(K) == 32 else ""
+    vectors = (weight,) if kind == "rms" else (weight, bias)
     device.launch(
-        "norm.cu", f"{kind}_norm_{ACTIVATIONS[x.dtype]}", (M,), (THREADS,),
-        made["y"], made.get("sum"), x, residual, weight, bias, K, int(weight.dtype == torch.float32), float(eps),
+        "norm.cu", f"{kind}_norm_{length}{ACTIVATIONS[x.dtype]}", (M,), (threads(K),),
+        made["y"], made.get("sum"), x, residual, *vectors, K, int(weight.dtype == torch.float32), float(eps),
     )  # fmt: skip
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mxharness.errors import UserError
 from mxharness.op import Op
-from mxharness.ops import attention, dequant, elementary, embedding, gemm, kv_cache, lm_head, mma, norm, quantize
+from mxharness.ops import attention, dequant, elementary, embedding, ffn, gemm, kv_cache, lm_head, mma, norm, quantize
 
 OPS: tuple[Op, ...] = (
     quantize.OP,
@@ -12,6 +12,7 @@ OPS: tuple[Op, ...] = (
     mma.OP,
     elementary.OP,
     *norm.OPS,
+    *ffn.OPS,
     *gemm.OPS,
     *embedding.OPS,
     *lm_head.OPS,

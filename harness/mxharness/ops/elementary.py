@@ -23,7 +23,7 @@ FUNCTIONS = {
     "erf": torch.special.erf,
     "rsqrt": torch.rsqrt,
 }
-ULP = {"exp": 0.77, "sigmoid": 1.48, "tanh": 1.06, "erf": 0.94, "rsqrt": 1.5}
+ULP = {"exp": 0.77, "sigmoid": 1.48, "tanh": 1.06, "erf": 0.99, "rsqrt": 1.5}
 """As measured, rounded up; stated beside each function in math.cuh too."""
 EDGES = (0.0, 2.0**-149, 2.0**-126, 0.65, 1.0, 3.92, 10.0, 16.6, 87.34, 88.73, 103.98, 3.4e38, np.inf)
 """Magnitudes where a function takes another branch, saturates, or leaves the normal numbers."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from mxharness.planted import decoding, embedding, gemm, lm_head
+from mxharness.planted import decoding, embedding, ffn, gemm, lm_head, norm
 from mxharness.planted.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *decoding.FAULTS,
     *gemm.FAULTS,
+    *norm.FAULTS,
+    *ffn.FAULTS,
     *embedding.FAULTS,
     *lm_head.FAULTS,
 )

@@ -86,6 +86,8 @@ def _core_inputs(case: Case) -> Tensors:
     lengths[0] = 0 if "empty" in case.options else S
     plain = Case(f"{case.op} core", case.shape, dtype=case.dtype, seed=case.seed)
     q = regimes.activations(plain, (B, T, H, D), "q") * (30 if case.regime == "large" else 1)
+    if case.regime == "blocked":  # a whole chunk of keys has scores of -Inf: weight 0, not NaN
+        q[..., 0] = 1
     found: dict[str, torch.Tensor] = {"q": q, "lengths": lengths, **tables(case, B, S)}
     if "sinks" in case.options:
         found["sinks"] = regimes.bias(plain, H, "sinks")
@@ -93,6 +95,8 @@ def _core_inputs(case: Case) -> Tensors:
         rows = regimes.activations(plain, (B, Hkv, S, D), name)
         if case.regime == "equal" and name == "k":
             rows = rows[:, :, :1].expand_as(rows).contiguous()
+        if case.regime == "blocked" and name == "k":
+            rows[:, :, :70, 0] = -torch.inf
         broken = torch.arange(S)[None, :] >= lengths[:, None]
         if case.regime == "nan":  # late in the sequence, so that some queries do not see it
             broken = broken | (torch.arange(S) == S - (2 if name == "v" else 1))

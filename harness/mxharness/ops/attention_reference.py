@@ -68,7 +68,7 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     size = rule.scale * ((query.abs() + query_error) @ (key.abs() + key_error).mT)
     off = rule.scale * (query_error @ key.abs().mT + (query.abs() + query_error) @ key_error.mT) + gamma(D + 1) * size
     score = torch.where(seen, rule.scale * (query @ key.mT), -torch.inf)
-    off = torch.where(seen, off, 0.0)
+    off = torch.where(score > -torch.inf, off, 0.0)
     if rule.sinks is not None:  # one more score, exact, whose value is zero
         sink = rule.sinks.double()[None, :, None, None].expand(*score.shape[:3], 1)
         score, off = torch.cat((score, sink), -1), torch.cat((off, torch.zeros_like(sink)), -1)

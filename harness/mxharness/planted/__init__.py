@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted import decoding, embedding, ffn, gemm, lm_head, norm
+from mxharness.planted import attention, decoding, embedding, ffn, gemm, kv_cache, lm_head, norm
 from mxharness.planted.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -12,4 +12,6 @@ FAULTS: tuple[Fault, ...] = (
     *ffn.FAULTS,
     *embedding.FAULTS,
     *lm_head.FAULTS,
+    *attention.FAULTS,
+    *kv_cache.FAULTS,
 )

@@ -55,6 +55,7 @@ from mxharness.functional.memory import (
     moe_vram_savings,
     vram_savings,
 )
+from mxharness.functional.moe import moe_forward, moe_router
 from mxharness.functional.norm import layer_norm, rms_norm
 from mxharness.functional.profile import Profile, gemm_profile
 from mxharness.functional.quantize import dequantize, quantize
@@ -107,6 +108,8 @@ __all__ = [
     "lm_head_probabilities",
     "lm_head_sample",
     "lm_head_vram_savings",
+    "moe_forward",
+    "moe_router",
     "moe_vram_savings",
     "multi_head_attention",
     "persistent",

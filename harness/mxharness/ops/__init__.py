@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from mxharness.errors import UserError
 from mxharness.op import Op
-from mxharness.ops import attention, dequant, elementary, embedding, ffn, gemm, kv_cache, lm_head, mma, norm, quantize
+from mxharness.ops import (
+    attention,
+    dequant,
+    elementary,
+    embedding,
+    ffn,
+    gemm,
+    kv_cache,
+    lm_head,
+    mma,
+    moe,
+    norm,
+    quantize,
+)
 
 OPS: tuple[Op, ...] = (
     quantize.OP,
@@ -18,6 +31,7 @@ OPS: tuple[Op, ...] = (
     *lm_head.OPS,
     *kv_cache.OPS,
     *attention.OPS,
+    *moe.OPS,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted import attention, decoding, embedding, ffn, gemm, kv_cache, lm_head, norm
+from mxharness.planted import attention, decoding, embedding, ffn, gemm, kv_cache, lm_head, moe, norm
 from mxharness.planted.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -14,4 +14,5 @@ FAULTS: tuple[Fault, ...] = (
     *lm_head.FAULTS,
     *attention.FAULTS,
     *kv_cache.FAULTS,
+    *moe.FAULTS,
 )

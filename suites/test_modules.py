@@ -6,13 +6,22 @@ import copy
 import io
 import math
 import pickle
+import re
 
 import pytest
 import torch
-from mxharness import functional, mxfp4
+from mxharness import compat, functional, mxfp4
 from mxharness.errors import UserError
 from mxharness.mxfp4 import Quantized
-from mxharness.nn import MXFP4Embedding, MXFP4Linear, quantize_model
+from mxharness.nn import (
+    MXFP4Embedding,
+    MXFP4Experts,
+    MXFP4Linear,
+    MXFP4LinearWithActivation,
+    MXFP4MoE,
+    create_quantized_mlp_block,
+    quantize_model,
+)
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -119,8 +128,9 @@ def test_a_new_layer_has_torch_s_random_weights_rounded(where):
     assert not torch.equal(scales, mxfp4.quantize(linear.weight)[1])
 
 
-def test_from_linear_leaves_its_argument_alone(where):
-    linear = torch.nn.Linear(64, 9, device=where, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_from_linear_leaves_its_argument_alone(where, dtype):
+    linear = torch.nn.Linear(64, 9, device=where, dtype=dtype)
     before = copy.deepcopy(linear)
     layer = MXFP4Linear.from_linear(linear, scale_rule="rceil")
     layer.bias.zero_()
@@ -306,16 +316,34 @@ class Tied(torch.nn.Module):
 def test_a_model_is_replaced_in_place_and_computes_with_its_decoded_weights(where):
     model = Tied().to(where)
     ids = torch.arange(23, device=where).view(1, 23)
+    biases = [model.layers[i].bias.detach().clone() for i in (0, 2)]
     report = quantize_model(model, compute_dtype=torch.float16)
+    assert all(same_bits(model.layers[i].bias, bias) for i, bias in zip((0, 2), biases, strict=True))
     assert [one.name for one in report.replaced] == ["embed", "head", "layers.0", "again", "layers.2"]
     assert isinstance(model.layers[0], MXFP4Linear)
     assert model.again is model.layers[0]
+    assert repr(model.head) == "MXFP4Linear(in_features=45, out_features=23, bias=False, dtype=torch.float32, " + (
+        "compute_dtype=torch.float16)"
+    )
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     with torch.no_grad():
         found, wanted = model(ids), decoded(model)(ids)
     # float16 activations: 2^-11 each, through three layers
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 4 * 2**-11
+
+
+def test_rules_and_compute_dtype_reach_every_module():
+    weights = {name: Tied().get_submodule(name).weight for name in ("embed", "layers.2")}
+    model = Tied()
+    for name, weight in weights.items():
+        model.get_submodule(name).weight.data = weight.data
+    quantize_model(model, scale_rule="rceil", tie_rule="away", compute_dtype=torch.float16)
+    for name, weight in weights.items():
+        codes, scales = mxfp4.quantize(weight, "rceil", "away")
+        assert same_bits(model.get_submodule(name).codes, codes)
+        assert same_bits(model.get_submodule(name).scales, scales)
+    assert {layer.compute_dtype for layer in model.modules() if isinstance(layer, MXFP4Linear)} == {torch.float16}
 
 
 def test_tied_weights_stay_one_through_moves_copies_and_checkpoints(where):
@@ -332,6 +360,7 @@ def test_tied_weights_stay_one_through_moves_copies_and_checkpoints(where):
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),  # noqa: S301  our own bytes
         copy.deepcopy(model).to(where).half().to("cpu").float(),
+        copy.deepcopy(model)._apply(torch.clone),  # what a move does, also where all tensors are on the CPU
     ):
         assert tied(other)
         assert other.embed.codes.data_ptr() == other.head.codes.data_ptr()
@@ -344,6 +373,15 @@ def test_tied_weights_stay_one_through_moves_copies_and_checkpoints(where):
     assert same_bits(loaded(ids), wanted)
     loaded.embed.codes.zero_()
     assert not loaded.head.codes.any()
+
+
+def test_weights_that_share_memory_alone_are_tied_too():
+    model = Tied()
+    model.head.weight = torch.nn.Parameter(model.embed.weight.detach())
+    before = quantize_model(Tied()).before
+    report = quantize_model(model)
+    assert report.before == before
+    assert model.head.codes is model.embed.codes
 
 
 def test_a_tied_model_goes_through_safetensors(tmp_path):
@@ -578,3 +616,154 @@ def test_gpt_oss_experts_are_left_and_reported(transformers):
     assert {"model.embed_tokens", "lm_head"} <= {one.name for one in report.replaced}
     with torch.no_grad():
         assert model(torch.arange(5)[None]).logits.isfinite().all()
+
+
+# An activation behind a layer, and experts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_a_layer_with_swiglu_is_gpt_oss_formula(where, dtype):
+    layer = MXFP4LinearWithActivation(45, 12, activation="swiglu", swiglu_limit=1.5, device=where)
+    x = 2 * torch.randn(3, 5, 45, device=where).to(dtype)
+    product = layer.linear(x).double()
+    gate, up = product[..., ::2].clamp(max=1.5), product[..., 1::2].clamp(-1.5, 1.5)
+    wanted = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    assert float(product.max()) > 1.5
+    assert float(product[..., 1::2].min()) < -1.5
+    y = layer(x)
+    assert (y.shape, y.dtype) == ((3, 5, 6), dtype)
+    roundoff = {torch.float32: 2**-20, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    assert bool(((y.double() - wanted).abs() <= roundoff * wanted.abs() + 2**-20).all())
+    assert layer(x[:0]).shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_a_layer_with_gelu_is_torch_s_gelu(where, activation, dtype):
+    layer = MXFP4LinearWithActivation.around(MXFP4Linear(45, 12, device=where), activation=activation)
+    x = 2 * torch.randn(3, 5, 45, device=where).to(dtype)
+    product = layer.linear(x.bfloat16() if dtype == torch.float32 else x)
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    wanted = torch.nn.functional.gelu(product.double(), approximate=approximate)
+    y = layer(x)
+    assert (y.shape, y.dtype) == ((3, 5, 12), dtype)
+    assert bool(((y.double() - wanted).abs() <= 2**-8 * wanted.abs() + 2**-20).all())
+    assert layer(x[:, :0]).shape == (3, 0, 12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MXFP4LinearWithActivation(32, 4, activation="relu"), "no activation 'relu'; there are swiglu, gelu"),
+        (lambda: MXFP4LinearWithActivation(32, 5), "5 out_features are no pairs"),
+        (lambda: MXFP4LinearWithActivation(32, 4, swiglu_limit=0.0), "swiglu_limit must be positive"),
+        (lambda: MXFP4LinearWithActivation(32, 4)(torch.ones(1, 31)), r"x must be \(.., 32\)"),
+        (lambda: MXFP4LinearWithActivation(32, 4, activation="gelu")(torch.ones(1, 31)), r"x must be \(.., 32\)"),
+        (lambda: MXFP4Experts(2, 45, 4), "multiple of 32, not 45"),
+        (lambda: MXFP4Experts(2, 32, 4, activation="gelu"), "no activation 'gelu'; there are swiglu"),
+        (lambda: create_quantized_mlp_block(32, 48, 4, 2), "multiples of 32, not 32 and 48"),
+        (lambda: create_quantized_mlp_block(32, 32, 4, 5), "experts_per_token must be"),
+        (lambda: MXFP4MoE(*create_quantized_mlp_block(32, 32, 4, 2), 5), "experts_per_token must be"),
+        (lambda: MXFP4MoE(torch.nn.Linear(32, 3), MXFP4Experts(4, 32, 64), MXFP4Experts(4, 32, 32), 2), "gate must"),
+        (lambda: MXFP4MoE(torch.nn.Linear(32, 4), MXFP4Experts(4, 32, 64), MXFP4Experts(4, 32, 32), 2), "needs swiglu"),
+    ],
+)
+def test_what_activations_and_experts_refuse(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_experts_give_every_expert_s_output(where, dtype):
+    experts = MXFP4Experts(3, 64, 20, activation="swiglu", device=where)
+    x = torch.randn(2, 5, 64, device=where).to(dtype)
+    y = experts(x)
+    assert y.shape == (3, 2, 5, 10)
+    for e in range(3):
+        alone = MXFP4Linear.from_quantized(Quantized(experts.codes[e], experts.scales[e]), experts.bias[e])
+        assert same_bits(y[e], MXFP4LinearWithActivation.around(alone)(x))
+    assert experts(x[:0]).shape == (3, 0, 5, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_an_mlp_block_is_its_router_and_experts_put_together(where, dtype):
+    """Softmax after top-k, over what the experts' modules give alone: the block takes another way to the same value."""
+    gate, mlp1, mlp2 = create_quantized_mlp_block(
+        64, 32, 6, 2, swiglu_limit=0.25, alpha=0.5, device=where, dtype=torch.float32
+    )
+    block = MXFP4MoE(gate, mlp1, mlp2, experts_per_token=2)
+    assert not any(parameter.requires_grad for parameter in block.parameters())
+    x = torch.randn(4, 3, 64, device=where).to(dtype)
+    half = x.bfloat16() if dtype == torch.float32 else x
+    with torch.no_grad():
+        logits = half.double() @ gate.weight.to(half.dtype).double().T + gate.bias.double()
+        weights, ids = logits.topk(2)
+        outputs = torch.stack([mlp2(one)[e] for e, one in enumerate(mlp1(half))], -2).double()  # (4, 3, E, H)
+        chosen = outputs.gather(-2, ids[..., None].expand(-1, -1, -1, 64))
+        wanted = (weights.softmax(-1)[..., None] * chosen).sum(-2)
+        y = block(x)
+    assert (y.shape, y.dtype) == (x.shape, dtype)
+    scale = (weights.softmax(-1)[..., None] * chosen.abs()).sum(-2)
+    assert bool(((y.double() - wanted).abs() <= 2**-7 * scale + 2**-20).all())  # outputs above are rounded, then y is
+    assert block(x[:0]).shape == (0, 3, 64)
+
+
+def test_an_mlp_block_is_saved_and_loaded_bit_for_bit(tmp_path):
+    saved, loaded = (MXFP4MoE(*create_quantized_mlp_block(64, 32, 4, 2), 2) for _ in range(2))
+    loaded.load_state_dict(through_torch(saved.state_dict(), tmp_path), strict=True)
+    assert same_state(saved, loaded)
+    x = torch.randn(3, 64)
+    assert same_bits(saved(x), loaded(x))
+
+
+# Names of other libraries
+
+
+def test_other_libraries_names_are_the_same_things(where, capsys):
+    assert compat.MXLinear is MXFP4Linear
+    quantizer = compat.MXFP4Quantizer(block_size=32, scale_format="e8m0")
+    weight = torch.randn(9, 45, device=where)
+    packed, scales = quantizer.quantize(weight)
+    assert same_bits(packed, mxfp4.quantize(weight)[0])
+    back = quantizer.dequantize(packed, scales, weight.shape)
+    assert same_bits(back, mxfp4.dequantize(packed, scales)[:, :45])
+    assert quantizer.dequantize(packed, scales).shape == (9, 64)
+    x = torch.randn(3, 45, device=where)
+    layer = torch.nn.Linear(45, 9, bias=False, device=where)
+    layer.weight.data = weight
+    assert same_bits(compat.quant_matmul(x, packed, scales), MXFP4Linear.from_linear(layer)(x))
+    model = Tied()
+    assert len(compat.quantize_model_mxfp4(model, block_size=32, skip="layers").replaced) == 2
+    compat.print_architecture_info()
+    assert re.search(r"^Class: +(host|sm_\d+)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: compat.MXFP4Quantizer(block_size=16), "blocks of 32 elements .*, not 16"),
+        (lambda: compat.MXFP4Quantizer(scale_format="bf16"), "e8m0 scales .*, not 'bf16'"),
+        (lambda: compat.quantize_model_mxfp4(Tied(), block_size=64), "not 64"),
+        (
+            lambda: compat.MXFP4Quantizer().dequantize(*mxfp4.quantize(torch.ones(2, 32)), (3, 32)),
+            r"not those of a tensor \(3, 32\)",
+        ),
+        (lambda: compat.benchmark_linear_layers(32, 32, 32, 1, 0), "num_iterations must be at least 1"),
+        (lambda: compat.quantization_accuracy(32, 0, 32, 1, 1), "sizes must be positive, not 32, 0, 32 and 1"),
+    ],
+)
+def test_what_other_libraries_promise_and_mxfp4_does_not_have(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_benchmark_and_accuracy_report_what_they_measured(where):
+    times = compat.benchmark_linear_layers(64, 96, 33, batch_size=4, num_iterations=3, device=where)
+    assert times["speedup"] == times["standard_seconds"] / times["mxfp4_seconds"] > 0
+    assert times["standard_bytes"] == 2 * (96 * 64 + 96 + 33 * 96 + 33)
+    assert times["mxfp4_bytes"] == mxfp4.nbytes((96, 64)) + mxfp4.nbytes((33, 96)) + 4 * (96 + 33)
+    errors = compat.quantization_accuracy(64, 96, 33, batch_size=16, num_tests=3, device=where)
+    assert 0 < errors["kernel_error_mean"] <= errors["kernel_error_max"] < 2**-8
+    assert 0.09 < errors["quantization_error_mean"] <= errors["quantization_error_max"] < 0.16
+    assert not compat.test_quantization_accuracy.__test__
+    assert compat.test_quantization_accuracy is compat.quantization_accuracy

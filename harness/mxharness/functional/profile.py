@@ -135,11 +135,12 @@ def ceilings(device: torch.device) -> Ceilings:
 
 @cache
 def _measured_on_cpu() -> Ceilings:
+    cpu = torch.device("cpu")
     data = torch.ones(1 << 28, dtype=torch.uint8)  # past any cache
     copy = torch.empty_like(data)
-    bandwidth = 2 * data.nbytes / _best(lambda: copy.copy_(data))
+    bandwidth = 2 * data.nbytes / min(elapsed(lambda: copy.copy_(data), cpu) for _ in range(5))
     a = torch.ones(1024, 1024)
-    rate = 2 * 1024**3 / _best(lambda: a @ a)
+    rate = 2 * 1024**3 / min(elapsed(lambda: a @ a, cpu) for _ in range(5))
     source = f"this CPU, measured: torch copies {bandwidth / 1e9:.3g} GB/s (read and written)"
     return Ceilings(bandwidth, rate, f"{source} and multiplies {rate / 1e9:.3g} GFLOP/s in float32")
 
@@ -148,30 +149,34 @@ def _measured_on_cpu() -> Ceilings:
 def _measured_on_cuda(device: torch.device) -> Ceilings:
     data = torch.ones(1 << 28, dtype=torch.uint8, device=device)
     copy = torch.empty_like(data)
-    bandwidth = 2 * data.nbytes / min(_cuda_elapsed(lambda: copy.copy_(data)) for _ in range(8))
+    bandwidth = 2 * data.nbytes / min(elapsed(lambda: copy.copy_(data), device) for _ in range(8))
     a = torch.ones(8192, 8192, dtype=torch.bfloat16, device=device)
-    rate = 2 * 8192**3 / min(_cuda_elapsed(lambda: a @ a) for _ in range(8))
+    rate = 2 * 8192**3 / min(elapsed(lambda: a @ a, device) for _ in range(8))
     source = f"{torch.cuda.get_device_name(device)}, measured: torch copies {bandwidth / 1e9:.4g} GB/s"
     return Ceilings(
         bandwidth, rate, f"{source} (read and written) and multiplies {rate / 1e12:.3g} TFLOP/s in bfloat16"
     )
 
 
-def _best(function: Callable[[], object]) -> float:
-    """Seconds of the fastest of five calls on the CPU."""
-    return min(_elapsed(function) for _ in range(5))
-
-
-def _elapsed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def elapsed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: between events on the current stream of a GPU, by the wall clock on the CPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    event = partial(torch.cuda.Event, enable_timing=True)
+    before, after = event(), event()
+    before.record()
     function()
-    return time.perf_counter() - start
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
 
 
 def _cpu_times(
     x: torch.Tensor, weight: Quantized, out_dtype: torch.dtype | None, nbytes: int, repeats: int, device: Device
 ) -> tuple[list[float], str]:
-    times = [_elapsed(lambda: gemm(x, weight, out_dtype=out_dtype, device=device)) for _ in range(repeats)]
+    times = [elapsed(lambda: gemm(x, weight, out_dtype=out_dtype, device=device), x.device) for _ in range(repeats)]
     return times, "wall clock around each call on the CPU"
 
 
@@ -195,20 +200,9 @@ def _cuda_times(
     device.synchronize()
     if not all(torch.equal(_bits(output), _bits(wanted)) for output in outputs):
         raise UserError("the CUDA graph did not capture the kernels: its outputs are not those of gemm")
-    times = [_cuda_elapsed(graph.replay) / copies for _ in range(repeats)]
+    times = [elapsed(graph.replay, x.device) / copies for _ in range(repeats)]
     return times, f"CUDA graph of {copies} calls over rotating copies, {copies * nbytes / 2**20:.0f} MiB in all"
 
 
 def _bits(y: torch.Tensor) -> torch.Tensor:
     return y.view(torch.int32 if y.dtype == torch.float32 else torch.int16)
-
-
-def _cuda_elapsed(function: Callable[[], object]) -> float:
-    """Seconds between events before and after a call, on the current stream."""
-    event = partial(torch.cuda.Event, enable_timing=True)
-    start, end = event(), event()
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3

@@ -109,10 +109,7 @@ class MXFP4Linear(PackedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Y (.., out_features) of x (.., in_features), of x's dtype; no rows give no rows."""
-        return self.project(x, torch.float32 if x.dtype == torch.float32 else None)
-
-    def project(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The same as forward with the sums in out_dtype: that of the multiplied x (None), or float32."""
+        out_dtype = torch.float32 if x.dtype == torch.float32 else None
         rows = rows_of(x, self.in_features, self.compute_dtype)
         if rows.shape[0] == 0:
             y = rows.new_empty((0, self.out_features), dtype=out_dtype or rows.dtype)

@@ -95,7 +95,7 @@ def quantize_model(
     """
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     groups, left = _plan(model, patterns)
-    _check(model, groups, compute_dtype, scale_rule, tie_rule)
+    _check(model, groups, compute_dtype)
     before = _nbytes(model)
     replaced: list[Replaced] = []
     for names in groups:
@@ -177,17 +177,14 @@ def _plan(model: torch.nn.Module, patterns: tuple[str, ...]) -> tuple[list[list[
     return groups, tuple(left)
 
 
-def _check(
-    model: torch.nn.Module, groups: list[list[str]], compute_dtype: torch.dtype, scale_rule: str, tie_rule: str
-) -> None:
-    """Everything that could go wrong halfway through."""
+def _check(model: torch.nn.Module, groups: list[list[str]], compute_dtype: torch.dtype) -> None:
+    """Everything that could go wrong halfway through; rules that do not exist do before the first replacement."""
     if groups == [[""]]:
         raise UserError("this model is itself one layer; use MXFP4Linear.from_linear or MXFP4Embedding.from_embedding")
     if not groups:
         raise UserError("this model has no nn.Linear, nn.Embedding or Conv1D to replace")
     if compute_dtype not in ACTIVATIONS:
         raise UserError(f"compute_dtype must be torch.bfloat16 or torch.float16, not {compute_dtype}")
-    pack(torch.zeros(1, 1), scale_rule, tie_rule)  # raises for rules that do not exist
     for names in groups:
         weight = model.get_submodule(names[0]).weight
         if isinstance(weight, torch.Tensor) and not weight.is_meta and not bool(torch.isfinite(weight).all()):
@@ -203,20 +200,14 @@ def _replace(
     records = []
     for name in names:
         old = model.get_submodule(name)
-        kind, weight, bias = _kind(old), old.weight, getattr(old, "bias", None)
+        kind, weight = _kind(old), old.weight
         assert isinstance(weight, torch.Tensor)  # noqa: S101  _obstacle looked
         rows = weight.detach().T if kind == "Conv1D" else weight.detach()
         if shared is None:
             shared = pack(rows, scale_rule, tie_rule)
             sqnr = _sqnr(rows, shared)
-        if old not in made and isinstance(old, torch.nn.Embedding):
-            made[old] = MXFP4Embedding.from_quantized(
-                shared, embedding_dim=rows.shape[1], padding_idx=old.padding_idx, dtype=rows.dtype
-            )
-        elif old not in made:
-            made[old] = MXFP4Linear.from_quantized(
-                shared, bias, in_features=rows.shape[1], dtype=rows.dtype, compute_dtype=compute_dtype
-            )
+        if old not in made:
+            made[old] = _packed(old, shared, rows, compute_dtype)
         model.set_submodule(name, made[old])
         records.append(
             Replaced(
@@ -230,6 +221,17 @@ def _replace(
             )
         )
     return records
+
+
+def _packed(old: torch.nn.Module, weight: Quantized, rows: torch.Tensor, compute_dtype: torch.dtype) -> PackedModule:
+    """The module for the place of `old`, whose weight was rows (N, K)."""
+    if isinstance(old, torch.nn.Embedding):
+        return MXFP4Embedding.from_quantized(
+            weight, embedding_dim=rows.shape[1], padding_idx=old.padding_idx, dtype=rows.dtype
+        )
+    return MXFP4Linear.from_quantized(
+        weight, getattr(old, "bias", None), in_features=rows.shape[1], dtype=rows.dtype, compute_dtype=compute_dtype
+    )
 
 
 def _tell_transformers(model: torch.nn.Module) -> None:

@@ -6,9 +6,10 @@ from typing import Self
 
 import torch
 
+from mxharness import functional
 from mxharness.errors import UserError
 from mxharness.functional.common import device_of
-from mxharness.functional.ffn import GELU, swiglu
+from mxharness.functional.ffn import GELU
 from mxharness.functional.ffn import _hidden as hidden_layer  # the first half of ffn_forward, which this module is
 from mxharness.nn.linear import MXFP4Linear, rows_of
 
@@ -98,4 +99,4 @@ def gated(y: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
     half = (*y.shape[:-1], y.shape[-1] // 2)
     if y.numel() == 0:
         return y.new_empty(half)
-    return swiglu(y.view(-1, y.shape[-1]), alpha=alpha, limit=limit, interleaved=True).view(half)
+    return functional.swiglu(y.view(-1, y.shape[-1]), alpha=alpha, limit=limit, interleaved=True).view(half)

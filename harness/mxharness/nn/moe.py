@@ -8,7 +8,7 @@ import torch
 
 from mxharness import functional
 from mxharness.errors import UserError
-from mxharness.functional.moe import MAX_CHOSEN, MAX_EXPERTS, moe_forward
+from mxharness.functional.moe import MAX_CHOSEN, MAX_EXPERTS
 from mxharness.mxfp4 import BLOCK, Quantized
 from mxharness.nn.activation import check_activation, gated
 from mxharness.nn.linear import rows_of
@@ -148,7 +148,7 @@ class MXFP4MoE(torch.nn.Module):
         if rows.shape[0] == 0:
             return torch.empty_like(x)
         bias = self.gate.bias
-        y = moe_forward(
+        y = functional.moe_forward(
             rows,
             self.gate.weight.detach().to(rows.dtype),
             bias.detach().float() if bias is not None else torch.zeros(self.mlp1.num_experts, device=x.device),

@@ -144,7 +144,8 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     z = tensors["logits"]
     expected = {"logits": gemm.linear(tensors["x"], tensors["codes"], tensors["scales"], None, torch.float32)}
     if "tied" in case.options:
-        expected["x"] = Expected(_decoded(tensors)[tensors["ids"]].to(regimes.DTYPES[case.dtype]))
+        rows = reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"])[tensors["ids"]]
+        expected["x"] = Expected(rows.to(torch.float32).to(regimes.DTYPES[case.dtype]))
     if temperature == 0:
         return expected | {"ids": sampling.greedy(z)}
     if temperature != 1:
@@ -167,10 +168,6 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
         case "lm_head_sample":
             expected["ids"] = sampling.sample(z, tensors["uniforms"])
     return expected
-
-
-def _decoded(tensors: Tensors) -> torch.Tensor:
-    return reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"]).to(torch.float32)
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:

@@ -7,6 +7,7 @@ last token of a nucleus and a sample by what their masses permit (ops/sampling.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -235,13 +236,13 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
 
 
 def fuzz(name: str) -> st.SearchStrategy[Case]:
-    """Any vocabulary, on both sides of a warp's share; temperature, k and p as far as the function takes them."""
+    """Any vocabulary; temperature, k and p as far as the function takes them; probabilities that do not vanish."""
 
     def build(M: int, V: int, blocks: int, regime: str, dtype: str, share: float, drawn: dict[str, str]) -> Case:
         taken = {"topk": "kt", "topp": "pt", "sample": "kpt", "temperature": "t", "probabilities": "t"}
         letters = taken.get(name.rpartition("_")[2], "")
         drawn = drawn | {"k": f"k={1 + int(share * (V - 1))}"}
-        options = tuple(drawn[letter] for letter in letters) if letters else tuple(drawn[x] for x in "d" if x in drawn)
+        options = tuple(drawn[letter] for letter in letters)
         return Case(name, (M, V, 32 * blocks), regime=regime, dtype=dtype, options=options)
 
     return st.builds(
@@ -249,7 +250,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.integers(1, 5),
         st.integers(1, 300),
         st.integers(1, 3),
-        st.sampled_from(REGIMES),
+        st.sampled_from(("normal",) if name == "lm_head_probabilities" else REGIMES),
         st.sampled_from(("bf16", "fp16")),
         st.floats(0, 1),
         st.fixed_dictionaries(
@@ -280,7 +281,7 @@ def _op(name: str, cases: tuple[Case, ...]) -> Op:
         make_inputs=make_inputs,
         golden=golden,
         launch=launch,
-        tolerance=TOLERANCE,
+        tolerance=replace(TOLERANCE, composed_ceiling=0.0) if name == "lm_head_forward" else TOLERANCE,
         fuzz=draw,
         predict=predict,
         composed=None if name == "lm_head_forward" else composed,

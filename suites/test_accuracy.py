@@ -5,6 +5,6 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.mark.gates("exact", "bound")
+@pytest.mark.gates("exact", "bound", "composed")
 def test_accuracy(op, case, gate, check):
     check(op, case, gate)

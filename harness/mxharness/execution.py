@@ -116,7 +116,7 @@ class Fenced:
 def execute(op: Op, case: Case, device: Device, inputs: Tensors, *, poison: int = 0xFF) -> Execution:
     """Launch `op` on `inputs` (CPU tensors, left as they are) once."""
     fenced = Fenced(device, poison)
-    on_device = {name: fenced.upload(tensor, aligned=name != "scales") for name, tensor in inputs.items()}
+    on_device = {name: fenced.upload(tensor, aligned="scales" not in name) for name, tensor in inputs.items()}
     try:
         outputs = op.launch(fenced, case, on_device)
         fenced.synchronize()

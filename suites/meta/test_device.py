@@ -94,7 +94,7 @@ def test_wrong_kernel_and_arguments_are_refused(cpu):
 
 def test_divergent_barrier_is_named_not_waited_for():
     text = "        __syncthreads();\n        if (threadIdx.x < SMALL_N"
-    early = shipped().replaced("gemm.cu", text, "        if (threadIdx.x == 3) return;\n" + text)
+    early = shipped().replaced("gemm.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
     device = host.open_device(early)
     case = find("gemm").cases[0]
     violations = execute(find("gemm"), case, device, find("gemm").make_inputs(case)).violations

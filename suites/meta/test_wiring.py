@@ -14,7 +14,7 @@ from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
 from mxharness.judge import digest
-from mxharness.op import Case
+from mxharness.op import GATES, Case
 from mxharness.ops import OPS, find, select
 
 PACKAGE = Path(mxharness.__file__).parent
@@ -48,10 +48,16 @@ def test_cases_name_their_operator_and_are_distinct():
         assert all(eval(repr(case), {"Case": Case}) == case for case in op.cases)  # noqa: S307  the text is ours
 
 
+def test_every_gate_of_every_case_is_run_by_a_suite():
+    marks = re.findall(r"@pytest\.mark\.gates\((.*?)\)", "".join(p.read_text() for p in paths.suites().glob("*.py")))
+    run = [gate for mark in marks for gate in re.findall(r'"([\w-]+)"', mark)]
+    assert sorted(run) == sorted(GATES)
+
+
 def test_every_tolerance_says_why():
     assert all(op.tolerance.why and op.tolerance.source for op in OPS)
     assert all(op.tolerance.ceiling > 0 for op in OPS if op.tolerance.unit_roundoff)
-    assert all((op.tolerance.composed_ceiling > 0) == (op.composed is not None) for op in OPS)
+    assert all(op.tolerance.composed_ceiling > 0 for op in OPS if op.composed)
 
 
 def test_a_name_selects_an_operator_and_a_file_all_of_its():

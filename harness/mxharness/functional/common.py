@@ -34,7 +34,7 @@ def device_of(x: torch.Tensor, device: Device | None) -> Device:
 def check_tensors(device: Device, **tensors: torch.Tensor | None) -> None:
     """UserError unless every tensor is contiguous and on the device and, but for scale bytes, 16-byte aligned.
 
-    A name that begins with "scales" is one of scale bytes.
+    A name with "scales" in it is one of scale bytes.
     """
     for name, tensor in tensors.items():
         if tensor is None:
@@ -45,7 +45,7 @@ def check_tensors(device: Device, **tensors: torch.Tensor | None) -> None:
             raise UserError(
                 f"{name} must be contiguous, it has strides {tensor.stride()} for shape {tuple(tensor.shape)}"
             )
-        if not name.startswith("scales") and tensor.data_ptr() % 16:
+        if "scales" not in name and tensor.data_ptr() % 16:
             raise UserError(
                 f"{name} must be 16-byte aligned, its address is {tensor.data_ptr() % 16} past a multiple of 16"
             )
@@ -67,8 +67,7 @@ def check_weight(device: Device, weight: Quantized, *, name: str = "", ndim: int
             f"{label}codes must be {lead} and scales {lead.replace('/2', f'/{BLOCK}')} with no size 0, "
             f"not {tuple(codes.shape)} and {tuple(scales.shape)}"
         )
-    check_tensors(device, **{f"{label}codes": codes})
-    check_tensors(device, scales=scales)
+    check_tensors(device, **{f"{label}codes": codes, f"{label}scales": scales})
     return (*codes.shape[:-1], codes.shape[-1] * 2)
 
 

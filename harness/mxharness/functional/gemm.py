@@ -25,6 +25,8 @@ from mxharness.mxfp4 import BLOCK, Quantized
 SMALL_M = 8
 """Up to so many rows the kernel for few rows runs."""
 _SMALL_N, _TILE = 16, 64
+_MOST_TILES = 65_535
+"""Of a grid's second and third size, CUDA's limit."""
 
 
 def gemm(
@@ -224,6 +226,8 @@ def multiply(
         grid = (-(-N // (_SMALL_N if small else _TILE)), -(-rows // tile), problems)
     else:  # every problem may end in a tile that is not full
         grid = (-(-N // (_SMALL_N if small else _TILE)), rows // tile + min(problems, rows), 1)
+    if max(grid[1:]) > _MOST_TILES:
+        raise UserError(f"a GEMM takes up to {_MOST_TILES} tiles of {tile} rows and as many matrices, not {rows} rows")
     device.launch(
         "gemm.cu", f"{kind}_{'small' if small else 'tile'}_{ACTIVATIONS[x.dtype]}", grid, (256 if small else 128,),
         y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),

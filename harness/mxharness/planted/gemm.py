@@ -10,7 +10,7 @@ FAULTS = (
             name=f"scales-past-the-row-{path}",
             seen_in="triton-lang/triton issue 10772, vllm PR 47910, sglang PR 36456",
             symptom="accuracy 0 %, depends on neighbours: rows of K/32 = 90 scales are read as if padded",
-            change=KernelChange("gemm.cu", old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
+            change=KernelChange("gemm.cuh", old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
             op="gemm",
             detector="bound",
         )
@@ -24,7 +24,7 @@ FAULTS = (
             name=f"k-tail-dropped-{path}",
             seen_in="triton-lang/triton PR 7203",
             symptom="wrong when K is not a multiple of the block: the last chunk of K is left out",
-            change=KernelChange("gemm.cu", old, new),
+            change=KernelChange("gemm.cuh", old, new),
             op="gemm",
             detector="bound",
         )
@@ -38,7 +38,7 @@ FAULTS = (
         seen_in="llama-orch, mxfp4_gemm.cu",
         symptom="sums are kept in half",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "    return __fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale));",
             "    return __half2float(__float2half_rn("
             "__fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale))));",
@@ -51,7 +51,7 @@ FAULTS = (
         seen_in="triton-lang/triton PR 10385",
         symptom="the last columns hold those of the start: the number of features is floored to whole tiles",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "        const long long at = tile.y_row(m) * N + n;",
             "        const long long at = tile.y_row(m) * N + (N >= 16 ? n % (N / 16 * 16) : n);",
         ),
@@ -63,7 +63,7 @@ FAULTS = (
         seen_in="ml-explore/mlx issue 3762",
         symptom="wrong with few rows only: the scale byte is used as a number",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "scale[i] = weights.scale(first_row + n[i], k);",
             "scale[i] = weights.scales[(first_row + n[i])];",
         ),
@@ -75,7 +75,7 @@ FAULTS = (
         seen_in="llama-orch, mxfp4_gemm.cu",
         symptom="right at batch 1, wrong from batch 2 on: the result is written as (N, M)",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "        const long long at = tile.y_row(m) * N + n;",
             "        const long long at = static_cast<long long>(n) * tile.count + tile.first + m;",
         ),
@@ -112,7 +112,7 @@ FAULTS = (
         seen_in="flashinfer issue 3559",
         symptom="a token's result changes with the batch: one of the two paths adds its chunks in another order",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "total = __fadd_rn(total, sums[w][threadIdx.x]);",
             "total = __fadd_rn(total, sums[min(SMALL_WARPS, chunks - first) - 1 - w][threadIdx.x]);",
         ),
@@ -124,7 +124,7 @@ FAULTS = (
         seen_in="split-K kernels",
         symptom="the last warp's chunk is never added",
         change=KernelChange(
-            "gemm.cu", "w < min(SMALL_WARPS, chunks - first); ++w)", "w < min(SMALL_WARPS - 1, chunks - first); ++w)"
+            "gemm.cuh", "w < min(SMALL_WARPS, chunks - first); ++w)", "w < min(SMALL_WARPS - 1, chunks - first); ++w)"
         ),
         op="gemm",
         detector="bound",
@@ -134,7 +134,7 @@ FAULTS = (
         seen_in="split-K kernels",
         symptom="one warp's partial sum is added twice, another's not at all",
         change=KernelChange(
-            "gemm.cu", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
+            "gemm.cuh", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
         ),
         op="gemm",
         detector="bound",
@@ -144,7 +144,7 @@ FAULTS = (
             name=f"barrier-dropped-{where}",
             seen_in="any tiled kernel",
             symptom=f"a race: {symptom}",
-            change=KernelChange("gemm.cu", old, new),
+            change=KernelChange("gemm.cuh", old, new),
             op="gemm",
             detector=detector,
         )
@@ -170,7 +170,7 @@ FAULTS = (
         seen_in="llama-orch, mxfp4_attention.cu",
         symptom="threads past the end return while the others wait",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "    float total[MT][NT][4] = {};\n    for (int begin",
             "    if (n >= N) return;\n    float total[MT][NT][4] = {};\n    for (int begin",
         ),
@@ -182,7 +182,7 @@ FAULTS = (
         seen_in="vllm PR 42595",
         symptom="from the second matrix on weights of elsewhere: a padded size is used as offset",
         change=KernelChange(
-            "gemm.cu",
+            "gemm.cuh",
             "    const long long first_row = static_cast<long long>(tile.problem) * N;",
             "    const long long first_row = static_cast<long long>(tile.problem) * (N - N % 16);",
         ),

@@ -45,13 +45,13 @@ FAULTS = (
     _fault(
         "expert-bias-stride-padded",
         "from the second expert on biases of elsewhere: a padded size is used as offset",
-        KernelChange("gemm.cu", _BIAS, _BIAS.replace("* N", "* ((N + 127) / 128 * 128)")),
+        KernelChange("gemm.cuh", _BIAS, _BIAS.replace("* N", "* ((N + 127) / 128 * 128)")),
         seen_in="vllm PR 42595",
     ),
     _fault(
         "bias-of-the-first-expert",
         "right where all tokens go to expert 0: the others' biases are never read",
-        KernelChange("gemm.cu", _BIAS, "bias[n]"),
+        KernelChange("gemm.cuh", _BIAS, "bias[n]"),
     ),
     _fault(
         "row-of-another-token",
@@ -61,7 +61,7 @@ FAULTS = (
     _fault(
         "empty-expert-takes-a-tile",
         "right while every expert has a token: the last tiles of the others never run",
-        KernelChange("gemm.cu", "tiles = (count + size - 1) / size;", "tiles = count / size + 1;"),
+        KernelChange("gemm.cuh", "tiles = (count + size - 1) / size;", "tiles = count / size + 1;"),
     ),
     _fault(
         "offset-past-the-expert's-own",

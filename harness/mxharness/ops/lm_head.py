@@ -238,12 +238,11 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
 def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any vocabulary; temperature, k and p as far as the function takes them; probabilities that do not vanish."""
 
-    def build(M: int, V: int, blocks: int, regime: str, dtype: str, share: float, drawn: dict[str, str]) -> Case:
+    def build(M: int, V: int, blocks: int, regime: str, dtype: str, seed: int, drawn: dict[str, str]) -> Case:
         taken = {"topk": "kt", "topp": "pt", "sample": "kpt", "temperature": "t", "probabilities": "t"}
         letters = taken.get(name.rpartition("_")[2], "")
-        drawn = drawn | {"k": f"k={1 + int(share * (V - 1))}"}
-        options = tuple(drawn[letter] for letter in letters)
-        return Case(name, (M, V, 32 * blocks), regime=regime, dtype=dtype, options=options)
+        options = tuple((drawn | {"k": f"k={1 + seed % V}"})[letter] for letter in letters)
+        return Case(name, (M, V, 32 * blocks), regime=regime, dtype=dtype, seed=seed, options=options)
 
     return st.builds(
         build,
@@ -252,7 +251,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.integers(1, 3),
         st.sampled_from(("normal",) if name == "lm_head_probabilities" else REGIMES),
         st.sampled_from(("bf16", "fp16")),
-        st.floats(0, 1),
+        st.integers(0, 10_000),
         st.fixed_dictionaries(
             {
                 "t": st.sampled_from(("t=1", "t=0.05", "t=0.7", "t=4")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 import shlex
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from mxharness import cli, mxfp4, record
+from mxharness import cli, compat, functional, mxfp4, nn, record
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -32,6 +33,26 @@ def test_read_a_record_prints_the_verdict(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["read_a_record.py", str(tmp_path / "run.json")])
     runpy.run_path(str(EXAMPLES / "read_a_record.py"), run_name="__main__")
     assert capsys.readouterr().out.startswith("FAIL: no check executed")
+
+
+def test_quantise_a_model_prints_what_it_costs(capsys):
+    runpy.run_path(str(EXAMPLES / "quantise_a_model.py"), run_name="__main__")
+    report, error = capsys.readouterr().out.splitlines()
+    assert report.startswith("2 modules hold MXFP4: ")
+    assert 0.05 < float(error.split()[0]) < 0.3
+
+
+def test_the_page_of_functions_names_every_one():
+    page = (ROOT / "docs" / "functions.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page))
+    functions = {name for name in functional.__all__ if inspect.isfunction(getattr(functional, name))}
+    assert functions <= named
+    assert set(nn.__all__) - {"QuantizationReport", "Left", "PackedModule", "Replaced"} <= named
+    public = {name for name, value in vars(compat).items() if getattr(value, "__module__", "") == compat.__name__}
+    assert {name for name in public if not name.startswith("_")} - {"quantization_accuracy"} <= named
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(block, {})  # noqa: S102  our own page
 
 
 def documented_commands():

@@ -11,7 +11,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_vector, device_of
+from mxharness.functional.common import check_activations, check_vector, check_weight, device_of
 from mxharness.functional.gemm import gemm, gemm_bias
 from mxharness.functional.kv_cache import KVCache, check_cache, kv_cache_append
 from mxharness.functional.rope import Rope, apply_rope, check_heads, check_rope, check_starts
@@ -47,9 +47,19 @@ def qkv_projection(
 
     bias: three float32 vectors (N). Raises as `gemm`.
     """
+    device = device_of(x, device)
+    for i, weight in enumerate((q, k, v)):  # all of them, before the first is multiplied
+        _check_linear(device, x, weight, None if bias is None else bias[i], "qkv"[i])
     if bias is None:
         return QKV(*(gemm(x, weight, device=device) for weight in (q, k, v)))
     return QKV(*(gemm_bias(x, w, b, device=device) for w, b in zip((q, k, v), bias, strict=True)))
+
+
+def _check_linear(device: Device, x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None, name: str) -> None:
+    """UserError unless x (M, K) can be multiplied by the weight and the bias added."""
+    N, K = check_weight(device, weight, name=name)
+    check_activations(device, x, K)
+    check_vector(device, bias, (N,), torch.float32, f"{name} bias")
 
 
 def fused_qkv_projection(
@@ -235,9 +245,10 @@ def stages(
     check_vector(device, sinks, (heads,), torch.float32, "sinks")
     if window is not None and window < 1:
         raise UserError(f"a window must be at least 1, not {window}")
-    if output.codes.ndim != 2 or output.codes.shape[1] * 2 != heads * D:
+    N, columns = check_weight(device, output, name="output")
+    if columns != heads * D:
         raise UserError(f"output codes must be (N, {heads * D // 2}), not {tuple(output.codes.shape)}")
-    check_vector(device, output_bias, (output.codes.shape[0],), torch.float32, "output_bias")
+    check_vector(device, output_bias, (N,), torch.float32, "output_bias")
     flat = x.reshape(-1, K)
     if isinstance(qkv, Projections):
         if isinstance(bias, torch.Tensor):

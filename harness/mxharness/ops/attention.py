@@ -7,11 +7,10 @@ cache past a sequence's length is NaN in these cases, so that a key too many sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
-from hypothesis import strategies as st
 
 from mxharness import functional, mxfp4, regimes, tensor_core
 from mxharness import golden as reference
@@ -20,75 +19,10 @@ from mxharness.device import Device
 from mxharness.functional.attention import stages
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 from mxharness.ops import kv_cache
-from mxharness.ops.attention_inputs import N_OUT, PROJECTIONS, make_inputs
+from mxharness.ops.attention_cases import BLOCKS, CORE, N_OUT, OUTPUT, PROJECTIONS, QKV, fuzz, make_inputs
 from mxharness.ops.attention_reference import Rule, core, stored_as_mxfp4
 from mxharness.ops.gemm import linear, linear_bits
-
-QKV = tuple(
-    Case(name, shape, regime=regime, dtype=dtype, options=options)
-    for name in ("qkv_projection", "fused_qkv_projection")
-    for shape, options in (((5, 96, 3, 1, 32), ()), ((33, 160, 2, 2, 80), ("bias",)), ((9, 32, 4, 2, 64), ("bias",)))
-    for regime in ("normal", "integers", "wide")
-    for dtype in ("bf16", "fp16")
-    if (regime, dtype) != ("wide", "fp16")  # results past half's range
-)
-OUTPUT = (
-    *(
-        Case("attention_output_projection", shape, regime=regime, dtype=dtype, options=options)
-        for shape, options in (((3, 2, 33, 2, 64), ()), ((1, 70, 65, 2, 80), ("bias",)), ((4, 1, 40, 3, 32), ("bias",)))
-        for regime in ("normal", "integers")
-        for dtype in ("bf16", "fp16")
-    ),
-    Case("attention_output_projection", (2048, 1, 18, 1, 64)),
-)
-CORE = (
-    *(
-        Case("attention", shape, regime=regime, dtype=dtype, options=options)
-        for shape, regime, options in (
-            ((1, 1, 1, 1, 32, 1), "normal", ()),  # one key
-            ((2, 1, 4, 1, 64, 63), "normal", ("page=16",)),
-            ((2, 1, 8, 1, 128, 65), "normal", ("sinks",)),
-            ((3, 1, 3, 3, 80, 130), "normal", ("sinks", "window=20")),
-            ((2, 5, 6, 2, 96, 64), "normal", ("sinks",)),
-            ((1, 70, 2, 1, 64, 70), "normal", ("sinks", "window=66")),
-            ((1, 9, 8, 1, 128, 130), "normal", ("window=1",)),
-            ((2, 18, 3, 1, 32, 40), "normal", ("page=7", "window=5")),
-            ((2, 7, 2, 1, 80, 65), "normal", ("cache=mxfp4", "page=16")),
-            ((2, 1, 4, 4, 128, 129), "normal", ("cache=mxfp4", "sinks", "window=70")),
-            ((1, 3, 4, 1, 96, 66), "normal", ("cache=mxfp4",)),
-            ((2, 4, 2, 2, 64, 70), "normal", ("full", "scale=0.3")),
-            ((2, 3, 4, 2, 64, 70), "large", ("sinks",)),
-            ((2, 3, 4, 2, 64, 130), "equal", ()),
-            ((2, 9, 4, 2, 64, 130), "nan", ()),
-            ((2, 3, 2, 1, 32, 70), "nan", ("cache=mxfp4", "window=9")),
-            ((1, 3, 2, 1, 32, 130), "blocked", ()),
-        )
-        for dtype in ("bf16", "fp16")
-    ),
-    Case("attention", (2048, 1, 1, 1, 32, 2)),
-    Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
-)
-HEADS = tuple(
-    {"multi_head_attention": (Hkv, 1), "grouped_query_attention": grouped}
-    for Hkv, grouped in ((2, (2, 2)), (1, (1, 4)), (1, (1, 3)), (1, (1, 2)))
-)
-"""Hkv and G of either block."""
-BLOCKS = tuple(
-    Case(name, (*shape[:3], *heads[name], *shape[3:]), regime=regime, dtype=dtype, options=options)
-    for shape, heads, regime, options in (
-        ((2, 3, 64, 32, 4), HEADS[0], "normal", ("fused", "rope=half")),
-        ((1, 9, 32, 64, 60), HEADS[0], "normal", ("page=16", "rope=interleaved", "window=20")),
-        ((2, 1, 64, 96, 70), HEADS[1], "normal", ("bias", "fused", "rope=yarn", "sinks")),
-        ((1, 2, 96, 80, 1), HEADS[0], "normal", ()),
-        ((2, 2, 64, 64, 5), HEADS[3], "normal", ("cache=mxfp4", "fused", "rope=half")),
-        ((1, 5, 32, 128, 0), HEADS[2], "normal", ("bias", "cache=mxfp4", "page=4")),
-        ((2048, 1, 32, 32, 1), HEADS[3], "normal", ("fused", "rope=half")),
-    )
-    for name in heads
-    for dtype in ("bf16", "fp16")
-    if shape[0] < 2048 or dtype == "bf16"
-)
-"""B T K Hkv G D P: G query heads on each of Hkv; P positions lie in the cache before, some sequences keep fewer."""
+from mxharness.ops.kv_cache_reference import appended, gathered, placed, rotate, rotated, rotated_bits
 
 
 def heads_of(x: torch.Tensor, D: int) -> torch.Tensor:
@@ -104,9 +38,9 @@ def decoded_cache(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Ten
         if case.op != "attention":
             rows, scales = tensors[f"{name}_cache"], tensors.get(f"{name}_cache_scales")
         elif "table" in tensors:
-            rows = kv_cache.gathered(tensors[f"{name}_pages"], tensors["table"][:, :-1])
+            rows = gathered(tensors[f"{name}_pages"], tensors["table"][:, :-1])
             scales = tensors.get(f"{name}_scales_pages")
-            scales = scales if scales is None else kv_cache.gathered(scales, tensors["table"][:, :-1])
+            scales = scales if scales is None else gathered(scales, tensors["table"][:, :-1])
         else:
             rows, scales = tensors[name], tensors.get(f"{name}_scales")
         if scales is not None:
@@ -140,11 +74,11 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     queries = tensors.get("rotated", q)
     found = {
         **projected,
-        **kv_cache.appended(case, tensors, new_k, new_v, _past(case, tensors)),
+        **appended(case, tensors, new_k, new_v, _past(case, tensors)),
         "heads": core(exact(queries), exact(k), exact(v), rule(case, tensors, _lengths(case, tensors)), dtype),
         "y": linear(tensors["heads"].flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"), dtype),
     }
-    return {**found, "rotated": kv_cache.rotated(case, q, tensors)} if "rotated" in tensors else found
+    return {**found, "rotated": rotated(case, q, tensors)} if "rotated" in tensors else found
 
 
 def _lengths(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -157,7 +91,7 @@ def _past(case: Case, tensors: Tensors) -> dict[str, torch.Tensor]:
     if "past_k" not in tensors:
         return before
     earlier = {"positions": torch.zeros_like(tensors["positions"])}  # and no angles: rotated already
-    found = kv_cache.appended(case, earlier, tensors["past_k"], tensors["past_v"], before)
+    found = appended(case, earlier, tensors["past_k"], tensors["past_v"], before)
     return {name: want.value for name, want in found.items()}
 
 
@@ -199,7 +133,7 @@ def predict(case: Case, tensors: Tensors) -> Tensors:
         return found
     found["y"] = bits(tensors.get("heads", x).flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"))
     if "rotated" in tensors:
-        found["rotated"] = kv_cache.rotated_bits(case, heads_of(tensors["q"], case.shape[5]), tensors)
+        found["rotated"] = rotated_bits(case, heads_of(tensors["q"], case.shape[5]), tensors)
     return found
 
 
@@ -216,10 +150,10 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     held = {}
     for name in "kv":
         before = torch.zeros(B, Hkv, T + P, D, dtype=torch.float64)
-        error = kv_cache.placed(rows[name].error, inputs["positions"], before)
+        error = placed(rows[name].error, inputs["positions"], before)
         if P:
             before[:, :, :P] = inputs[f"past_{name}"].double().transpose(1, 2)
-        held[name] = Bounded(kv_cache.placed(rows[name].value, inputs["positions"], before), error)
+        held[name] = Bounded(placed(rows[name].value, inputs["positions"], before), error)
         if case.option("cache") == "mxfp4":
             held[name] = stored_as_mxfp4(held[name])
     seen = rule(case, inputs, _lengths(case, inputs))
@@ -243,8 +177,8 @@ def as_bounded(stage: Expected) -> Bounded:
 def _turned(case: Case, inputs: Tensors, rows: Bounded, dtype: torch.dtype) -> Bounded:
     """Rotated: the errors of a pair add up with |cos| and |sin|, as the sizes of its terms do."""
     table, order = inputs["angles"].double(), case.option("rope")
-    own = as_bounded(kv_cache.rotate(rows.value, table, inputs["positions"], order))
-    carried = kv_cache.rotate(rows.error, table, inputs["positions"], order).magnitude
+    own = as_bounded(rotate(rows.value, table, inputs["positions"], order))
+    carried = rotate(rows.error, table, inputs["positions"], order).magnitude
     error = own.error if carried is None else own.error + (1 + gamma(2)) * carried
     return rounded(Bounded(own.value, error), dtype)
 
@@ -305,41 +239,6 @@ def _weights(
     return functional.Projections(*weights), functional.QKV(*bias) if bias else None
 
 
-def fuzz(name: str) -> st.SearchStrategy[Case]:
-    """Any sequences, tokens, heads and head_dim, kinds of cache, window and sinks, around the chunks' borders."""
-
-    def build(B: int, T: int, H: tuple[int, int], D: int, past: int, draw: int, dtype: str, seed: int) -> Case:
-        Hkv, G = H
-        bias, fused = ("bias",) if draw % 2 else (), ("fused",) if draw % 3 else ()
-        if name.endswith("qkv_projection"):
-            return Case(name, (B * T, 32 * (1 + past % 5), Hkv * G, Hkv, D), dtype=dtype, seed=seed, options=bias)
-        if name == "attention_output_projection":
-            return Case(name, (B, T, 1 + past, 2 * Hkv, D), dtype=dtype, seed=seed, options=bias)
-        cache = ("cache=mxfp4",) if draw % 5 < 2 else ()
-        page = (f"page={1 + seed % 33}",) if draw % 7 < 3 else ()
-        window = (f"window={1 + seed % 80}",) if draw % 3 else ()
-        options = (*cache, *page, *(("sinks",) if draw % 11 < 4 else ()), *window)
-        if name == "attention":
-            return Case(name, (B, T, Hkv * G, Hkv, D, T + past), dtype=dtype, seed=seed, options=options)
-        rope = (f"rope={('half', 'interleaved', 'yarn')[draw % 3]}",)
-        shape = (B, T, 32, 2 * Hkv, 1 if name == "multi_head_attention" else G, D, past)
-        if cache or shape[3] * shape[4] * D > 128:  # else the whole function's bound proves nothing
-            dtype = "fp16"
-        return Case(name, shape, dtype=dtype, seed=seed, options=tuple(sorted((*bias, *fused, *rope, *options))))
-
-    return st.builds(
-        build,
-        st.integers(1, 3),
-        st.integers(1, 9),
-        st.tuples(st.integers(1, 2), st.integers(1, 4)),
-        st.sampled_from(kv_cache.HEAD_DIMS),
-        st.one_of(st.integers(0, 12), st.integers(55, 70), st.integers(120, 135)),
-        st.integers(0, 10_000),
-        st.sampled_from(("bf16", "fp16")),
-        st.integers(0, 10_000),
-    )
-
-
 TOLERANCE = Tolerance(
     why="chains on the tensor core, exponentials within an ulp, weights rounded to 16 bits, chunks joined in float32",
     unit_roundoff=2.0**-24,
@@ -350,7 +249,6 @@ TOLERANCE = Tolerance(
 
 
 def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) -> Op:
-    draw: Callable[[], st.SearchStrategy[Case]] = partial(fuzz, name)
     return Op(
         name=name,
         source="attention.cu",
@@ -360,7 +258,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) ->
         golden=golden,
         launch=launch,
         tolerance=TOLERANCE,
-        fuzz=draw,
+        fuzz=partial(fuzz, name),
         predict=None if name == "attention" else predict,
         composed=composed if axes == _BLOCK_AXES else None,
         row_axis=axes[0],

@@ -1,4 +1,4 @@
-"""Inputs of the attention operators.
+"""Cases of the attention operators, their inputs, and how more are drawn.
 
 What lies in a cache past a sequence's length, and pages of no sequence, are NaN, so that a key too many shows.
 """
@@ -6,14 +6,81 @@ What lies in a cache past a sequence's length, and pages of no sequence, are NaN
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 
 from mxharness import mxfp4, regimes
 from mxharness.op import Case, Tensors
-from mxharness.ops.kv_cache import angles, tables
+from mxharness.ops.kv_cache import HEAD_DIMS, angles, tables
 
 PROJECTIONS = ("q", "k", "v")
-N_OUT = 33
+N_OUT = 17
 """Features of a block's output: no multiple of a tile."""
+
+QKV = tuple(
+    Case(name, shape, regime=regime, dtype=dtype, options=options)
+    for name in ("qkv_projection", "fused_qkv_projection")
+    for shape, options in (((5, 160, 3, 1, 32), ()), ((33, 64, 2, 1, 80), ("bias",)), ((9, 32, 4, 2, 64), ("bias",)))
+    for regime in ("normal", "integers", "wide")
+    for dtype in ("bf16", "fp16")
+    if (regime, dtype) != ("wide", "fp16")  # results past half's range
+)
+OUTPUT = (
+    *(
+        Case("attention_output_projection", shape, regime=regime, dtype=dtype, options=options)
+        for shape, options in (((3, 2, 33, 2, 64), ()), ((1, 70, 65, 2, 80), ("bias",)), ((4, 1, 40, 3, 32), ("bias",)))
+        for regime in ("normal", "integers")
+        for dtype in ("bf16", "fp16")
+    ),
+    Case("attention_output_projection", (2048, 1, 18, 1, 64)),
+)
+CORE = (
+    *(
+        Case("attention", shape, regime=regime, dtype=dtype, options=options)
+        for shape, regime, options in (
+            ((1, 1, 1, 1, 32, 1), "normal", ()),  # one key
+            ((2, 1, 4, 1, 64, 63), "normal", ("page=16",)),
+            ((2, 1, 8, 1, 128, 65), "normal", ("sinks",)),
+            ((3, 1, 3, 3, 80, 130), "normal", ("sinks", "window=20")),
+            ((2, 5, 6, 2, 96, 64), "normal", ("sinks",)),
+            ((1, 70, 2, 1, 64, 70), "normal", ("sinks", "window=66")),
+            ((1, 9, 8, 1, 128, 130), "normal", ("window=1",)),
+            ((2, 18, 3, 1, 32, 40), "normal", ("page=7", "window=5")),
+            ((2, 7, 2, 1, 80, 65), "normal", ("cache=mxfp4", "page=16")),
+            ((2, 1, 4, 4, 128, 129), "normal", ("cache=mxfp4", "sinks", "window=70")),
+            ((1, 3, 4, 1, 96, 66), "normal", ("cache=mxfp4",)),
+            ((2, 4, 2, 2, 64, 70), "normal", ("full", "scale=0.3")),
+            ((2, 3, 4, 2, 64, 70), "large", ("sinks",)),
+            ((2, 3, 4, 2, 64, 130), "equal", ()),
+            ((2, 9, 4, 2, 64, 130), "nan", ()),
+            ((2, 3, 2, 1, 32, 70), "nan", ("cache=mxfp4", "window=9")),
+            ((1, 3, 2, 1, 32, 130), "blocked", ()),
+        )
+        for dtype in ("bf16", "fp16")
+    ),
+    Case("attention", (2048, 1, 1, 1, 32, 2)),
+    Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
+)
+HEADS = tuple(
+    {"multi_head_attention": (Hkv, 1), "grouped_query_attention": grouped}
+    for Hkv, grouped in ((2, (2, 2)), (1, (1, 4)), (1, (1, 3)), (1, (1, 2)))
+)
+"""Hkv and G of either block."""
+BLOCKS = tuple(
+    Case(name, (*shape[:3], *heads[name], *shape[3:]), regime=regime, dtype=dtype, options=options)
+    for shape, heads, regime, options in (
+        ((2, 3, 64, 32, 4), HEADS[0], "normal", ("fused", "rope=half")),
+        ((1, 9, 32, 64, 60), HEADS[0], "normal", ("page=16", "rope=interleaved", "window=20")),
+        ((2, 1, 64, 96, 70), HEADS[1], "normal", ("bias", "fused", "rope=yarn", "sinks")),
+        ((1, 2, 96, 80, 1), HEADS[0], "normal", ()),
+        ((2, 2, 64, 64, 5), HEADS[3], "normal", ("cache=mxfp4", "fused", "rope=half")),
+        ((1, 5, 32, 128, 0), HEADS[2], "normal", ("bias", "cache=mxfp4", "page=4")),
+        ((2048, 1, 32, 32, 1), HEADS[3], "normal", ("fused", "rope=half")),
+    )
+    for name in heads
+    for dtype in ("bf16", "fp16")
+    if shape[0] < 2048 or dtype == "bf16"
+)
+"""B T K Hkv G D P: G query heads on each of Hkv; P positions lie in the cache before, some sequences keep fewer."""
 
 
 def make_inputs(case: Case) -> Tensors:
@@ -120,3 +187,40 @@ def _paged(case: Case, stored: Tensors, table: torch.Tensor) -> dict[str, torch.
         pages[table[:, :-1].long()] = cut.transpose(1, 2)
         found[f"{name}_pages"] = pages.view(rows.dtype)
     return found
+
+
+def fuzz(name: str) -> st.SearchStrategy[Case]:
+    """Any sequences, tokens, heads and head_dim, kinds of cache, window and sinks, around the chunks' borders."""
+
+    def build(B: int, T: int, H: tuple[int, int], D: int, past: int, draw: int, dtype: str, seed: int) -> Case:
+        Hkv, G = H
+        bias, fused = ("bias",) if draw % 2 else (), ("fused",) if draw % 3 else ()
+        if name.endswith("qkv_projection"):
+            return Case(name, (T, 32 * B, Hkv * G % 3 + 1, 1, D), dtype=dtype, seed=seed, options=bias)
+        if name == "attention_output_projection":
+            return Case(name, (B, T, 1 + past % 40, 2, D), dtype=dtype, seed=seed, options=bias)
+        cache = ("cache=mxfp4",) if draw % 5 < 2 else ()
+        page = (f"page={1 + seed % 33}",) if draw % 7 < 3 else ()
+        window = (f"window={1 + seed % 80}",) if draw % 3 else ()
+        options = (*cache, *page, *(("sinks",) if draw % 11 < 4 else ()), *window)
+        if name == "attention":
+            return Case(name, (B, T, Hkv * G, Hkv, D, T + past), dtype=dtype, seed=seed, options=options)
+        rope = (f"rope={('half', 'interleaved', 'yarn')[draw % 3]}",)
+        G = 1 if name == "multi_head_attention" else G % 2 + 2
+        Hkv = 1 if G * D % 32 == 0 else 2
+        shape = (B % 2 + 1, T % 3 + 1, 32, Hkv, G, D, past)
+        if cache or Hkv * G * D > 128:  # else the whole function's bound proves nothing
+            dtype = "fp16"
+        return Case(name, shape, dtype=dtype, seed=seed, options=tuple(sorted((*bias, *fused, *rope, *options))))
+
+    return st.builds(
+        build,
+        st.integers(1, 3),
+        st.integers(1, 9),
+        st.tuples(st.integers(1, 2), st.integers(1, 4)),
+        st.sampled_from(HEAD_DIMS),
+        st.one_of(st.integers(0, 12), st.integers(55, 70), st.integers(120, 135)),
+        st.integers(0, 10_000),
+        st.sampled_from(("bf16", "fp16")),
+        st.integers(0, 10_000),
+    )

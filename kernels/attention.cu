@@ -24,7 +24,6 @@
 //
 // A block of four warps owns 16 rows (row t G + g: position t, query head g of the group) of one KV head. All rows
 // share the chunk in shared memory; of the scores a warp owns 16 keys, of the output every fourth group of 8 columns.
-#include "convert.cuh"
 #include "kv_cache.cuh"
 #include "math.cuh"
 #include "mma.cuh"
@@ -49,34 +48,6 @@ template <> struct Exponent<__half> { static constexpr std::uint32_t bits = 0x7c
 template <class T> __device__ inline bool special(std::uint32_t value) {
     return (value & Exponent<T>::bits) == Exponent<T>::bits;
 }
-
-// Eight elements of a cache row from `column` on.
-template <class T> struct Plain {
-    const T* values;
-    __device__ uint4 eight(long long row, int D, int column) const {
-        return *reinterpret_cast<const uint4*>(values + row * D + column);
-    }
-};
-template <class T> struct Packed {
-    const std::uint8_t* codes;
-    const std::uint8_t* scales;
-    __device__ uint4 eight(long long row, int D, int column) const {
-        const long long block = row * row_blocks(D) + column / MX_BLOCK;
-        const float scale = decode_scale(scales[block]);
-        const std::uint32_t bytes =
-            *reinterpret_cast<const std::uint32_t*>(codes + block * (MX_BLOCK / 2) + column % MX_BLOCK / 2);
-        uint4 result;
-        std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&result);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>((bytes >> (8 * i)) & 0xff), scale);
-            T* both = reinterpret_cast<T*>(&words[i]);
-            narrow(both, __uint_as_float(pair << 16));
-            narrow(both + 1, __uint_as_float(pair & 0xffff0000u));
-        }
-        return result;
-    }
-};
 
 // What exponentials are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
 __device__ inline float base(float m) { return m == -__uint_as_float(0x7f800000u) ? 0.0f : m; }

@@ -78,27 +78,16 @@ template <class T> __device__ inline void rotate(T* y, const T* x, int stride, c
         to[i] = rotated(from, angles, i, tokens.D, tokens.order);
 }
 
-// y (B, heads, T, D), contiguous: the cache's rows 0 .. T - 1 as the type T; decoded values are rounded once.
-template <class T, bool quantised>
-__device__ inline void read(T* y, const void* cache, const std::uint8_t* scales, const CacheRows& rows,
-                            const Tokens& tokens, int B) {
+// y (B, heads, T, D), contiguous: the cache's rows 0 .. T - 1.
+template <class T, class Cache>
+__device__ inline void read(T* y, const Cache& cache, const CacheRows& rows, const Tokens& tokens, int B) {
     Place place;
     if (!locate(place, tokens, B)) return;
     const int D = tokens.D;
     const long long row = rows.at(place.sequence, place.head, place.position);
     T* to = y + ((static_cast<long long>(place.sequence) * tokens.heads + place.head) * tokens.T + place.position) * D;
-    for (int i = place.first; i < min(place.first + MX_BLOCK, D); i += 2) {
-        if constexpr (quantised) {
-            const float scale = decode_scale(scales[row * row_blocks(D) + i / MX_BLOCK]);
-            const std::uint32_t byte = static_cast<const std::uint8_t*>(cache)[(row * row_blocks(D) * MX_BLOCK + i) / 2];
-            const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>(byte), scale);
-            narrow(to + i, __uint_as_float(pair << 16));
-            narrow(to + i + 1, __uint_as_float(pair & 0xffff0000u));
-        } else {
-            to[i] = static_cast<const T*>(cache)[row * D + i];
-            to[i + 1] = static_cast<const T*>(cache)[row * D + i + 1];
-        }
-    }
+    for (int column = place.first; column < min(place.first + MX_BLOCK, D); column += 8)
+        *reinterpret_cast<uint4*>(to + column) = cache.eight(row, D, column);
 }
 
 // ---------------------------------------------------------------------------------------------- entry points
@@ -145,22 +134,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    kv_read_bf16(__nv_bfloat16* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+    kv_read_bf16(__nv_bfloat16* y, const __nv_bfloat16* cache, const std::uint8_t*, const int* table, int B,
                  int T, int heads, int D, int page, int pages) {
-    read<__nv_bfloat16, false>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+    read(y, Plain<__nv_bfloat16>{cache}, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    kv_read_fp16(__half* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+    kv_read_fp16(__half* y, const __half* cache, const std::uint8_t*, const int* table, int B,
                  int T, int heads, int D, int page, int pages) {
-    read<__half, false>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+    read(y, Plain<__half>{cache}, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    kv_read_mxfp4_bf16(__nv_bfloat16* y, const void* cache, const std::uint8_t* scales, const int* table,
+    kv_read_mxfp4_bf16(__nv_bfloat16* y, const std::uint8_t* cache, const std::uint8_t* scales, const int* table,
                        int B, int T, int heads, int D, int page, int pages) {
-    read<__nv_bfloat16, true>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+    read(y, Packed<__nv_bfloat16>{cache, scales}, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
-    kv_read_mxfp4_fp16(__half* y, const void* cache, const std::uint8_t* scales, const int* table, int B,
+    kv_read_mxfp4_fp16(__half* y, const std::uint8_t* cache, const std::uint8_t* scales, const int* table, int B,
                        int T, int heads, int D, int page, int pages) {
-    read<__half, true>(y, cache, scales, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
+    read(y, Packed<__half>{cache, scales}, {table, heads, page, pages}, {nullptr, T, heads, D, PAIR_HALF, nullptr}, B);
 }

@@ -4,6 +4,7 @@
 // A row is D values of 16 bits, or MXFP4: codes of Dp/2 bytes and Dp/32 scale bytes, Dp = D rounded up to 32.
 #pragma once
 
+#include "convert.cuh"
 #include "mxfp4.cuh"
 
 struct CacheRows {
@@ -18,3 +19,31 @@ struct CacheRows {
 };
 
 __device__ inline int row_blocks(int D) { return (D + MX_BLOCK - 1) / MX_BLOCK; }
+
+// Eight elements of a row from `column` on, a multiple of 8; decoded values are rounded once to T.
+template <class T> struct Plain {
+    const T* values;
+    __device__ uint4 eight(long long row, int D, int column) const {
+        return *reinterpret_cast<const uint4*>(values + row * D + column);
+    }
+};
+template <class T> struct Packed {
+    const std::uint8_t* codes;
+    const std::uint8_t* scales;
+    __device__ uint4 eight(long long row, int D, int column) const {
+        const long long block = row * row_blocks(D) + column / MX_BLOCK;
+        const float scale = decode_scale(scales[block]);
+        const std::uint32_t bytes =
+            *reinterpret_cast<const std::uint32_t*>(codes + block * (MX_BLOCK / 2) + column % MX_BLOCK / 2);
+        uint4 result;
+        std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&result);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>((bytes >> (8 * i)) & 0xff), scale);
+            T* both = reinterpret_cast<T*>(&words[i]);
+            narrow(both, __uint_as_float(pair << 16));
+            narrow(both + 1, __uint_as_float(pair & 0xffff0000u));
+        }
+        return result;
+    }
+};

@@ -239,6 +239,8 @@ def _weights(
     return functional.Projections(*weights), functional.QKV(*bias) if bias else None
 
 
+# The whole function's ceiling is high because an output sums H D products whose worst errors all add up, while the
+# products themselves half cancel: the bound grows with H D, the result with its root. Cases keep H D small.
 TOLERANCE = Tolerance(
     why="chains on the tensor core, exponentials within an ulp, weights rounded to 16 bits, chunks joined in float32",
     unit_roundoff=2.0**-24,

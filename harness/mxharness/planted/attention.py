@@ -13,7 +13,7 @@ FAULTS = tuple(
         name=name,
         seen_in=seen_in,
         symptom=symptom,
-        change=KernelChange("attention.cu", old, new),
+        change=KernelChange("kv_cache.cuh" if name == "cache-scale-dropped" else "attention.cu", old, new),
         op="attention",
         detector=detector,
     )

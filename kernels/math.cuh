@@ -9,7 +9,8 @@
 
 #include <cstdint>
 
-// e^x. 0 below -103.98, Inf above 88.72. Error 0.77 ulp: results below 2^-126 are rounded once more.
+// e^x. 0 below -103.98, Inf above 88.72. Error 0.67 ulp; 0.77 below 2^-126, where results are
+// subnormal and rounded once more.
 __device__ inline float exp32(float x) {
     if (x != x) return x;
     if (x > 88.8f) return __uint_as_float(0x7f800000u);
@@ -74,7 +75,7 @@ __device__ inline float tanh32(float x) {
     return with_sign(__fsub_rn(1.0f, over_one_plus(2.0f, exp32(__fadd_rn(a, a)))), x);
 }
 
-// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 0.99 ulp.
+// The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 1.0 ulp.
 __device__ inline float erf32(float x) {
     const float a = magnitude(x);
     if (a > 3.92f) return with_sign(1.0f, x);  // nearer to it than to any other float32
@@ -98,12 +99,7 @@ __device__ inline float erf32(float x) {
     p = __fmaf_rn(p, t, -4.150532931e-2f);
     p = __fmaf_rn(p, t, -8.431166410e-1f);
     p = __fmaf_rn(p, t, -2.638967037f);
-    const float first = -1.849605560f;  // ln(1 - erf(1)) in two parts
-    const float second = __fmaf_rn(p, t, 5.036948636e-8f);
-    const float sum = __fadd_rn(first, second);
-    const float rest = __fadd_rn(__fsub_rn(first, sum), second);  // what the sum lost
-    const float e = exp32(sum);
-    return with_sign(__fsub_rn(1.0f, __fmaf_rn(e, rest, e)), x);
+    return with_sign(__fsub_rn(1.0f, exp32(__fmaf_rn(p, t, -1.849605560f))), x);  // ln(1 - erf(1))
 }
 
 // 1 / sqrt(x): two roundings. Error 1.5 ulp. Inf for 0, NaN below.

@@ -23,10 +23,10 @@ EXACT = {
     "rsqrt": lambda x: 1 / mpmath.sqrt(x),
 }
 WORST = {
-    "exp": (-87.7155304, 88.7228, -103.9),
+    "exp": (-5.88844728, 59.3011971, -87.7155304, 88.7228, -103.9),
     "sigmoid": (-6.23706579,),
     "tanh": (-0.693442225,),
-    "erf": (-0.995429933,),
+    "erf": (-1.06696296,),
     "rsqrt": (1.85608536e19,),
 }
 """Where the measured error is largest, or the result nearest to the ends of float32."""
@@ -78,7 +78,8 @@ def test_errors_are_as_stated(name, compute):
             if abs(exact) >= largest:
                 assert got == np.inf, f"{name}({at!r})"
             else:
-                assert ulps(got, exact) <= elementary.ULP[name], f"{name}({at!r}) = {got!r}, should be {exact}"
+                limit = elementary.ULP[name] + (elementary.SUBNORMAL_ULP if abs(exact) < 2.0**-126 else 0)
+                assert ulps(got, exact) <= limit, f"{name}({at!r}) = {got!r}, should be {exact}"
                 compared += 1
     assert compared > 700
 

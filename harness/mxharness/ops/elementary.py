@@ -23,8 +23,10 @@ FUNCTIONS = {
     "erf": torch.special.erf,
     "rsqrt": torch.rsqrt,
 }
-ULP = {"exp": 0.77, "sigmoid": 1.48, "tanh": 1.06, "erf": 0.99, "rsqrt": 1.5}
+ULP = {"exp": 0.67, "sigmoid": 1.48, "tanh": 1.06, "erf": 1.0, "rsqrt": 1.5}
 """As measured, rounded up; stated beside each function in math.cuh too."""
+SUBNORMAL_ULP = 0.1
+"""So much more where the result is subnormal: it has been rounded twice."""
 EDGES = (0.0, 2.0**-149, 2.0**-126, 0.65, 1.0, 3.92, 10.0, 16.6, 87.34, 88.73, 103.98, 3.4e38, np.inf)
 """Magnitudes where a function takes another branch, saturates, or leaves the normal numbers."""
 REGIMES = ("normal", "wide", "tiny", "specials", "bits", "edges")
@@ -67,7 +69,8 @@ def within(value: torch.Tensor, ulps: float) -> Expected:
     """
     exponent = value.abs().clamp(2.0**-126, 2.0**127).frexp().exponent - 24
     unit = torch.ldexp(torch.ones_like(value), exponent)
-    rest = ulps * unit - 2.0**-24 * value.abs() - 2.0**-149
+    allowed = torch.where(value.abs() < 2.0**-126, ulps + SUBNORMAL_ULP, ulps)
+    rest = allowed * unit - 2.0**-24 * value.abs() - 2.0**-149
     return Expected(value, rest.nan_to_num(0.0, neginf=0.0).clamp_min(0.0) * 2.0**24, 1, torch.float32)
 
 

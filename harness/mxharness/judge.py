@@ -188,7 +188,7 @@ def _within_bound(output: torch.Tensor, expected: Expected, unit_roundoff: float
     out_of_range = expected.magnitude.isfinite() & (expected.magnitude * (1 + gamma_n) >= 2.0**128)
     error = (y - want).abs()
     ordinary = y.isfinite() & want.isfinite()
-    ratio = torch.where(ordinary, error / bound, torch.inf)
+    ratio = torch.where(ordinary & ~bound.isnan(), error / bound, torch.inf)
     ratio = torch.where(right_inf | (due_nan & y.isnan()) | out_of_range, 0.0, ratio)
     judged = ordinary & (want != 0)
     refusal = ""

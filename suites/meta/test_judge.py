@@ -221,6 +221,12 @@ def test_the_whole_function_is_a_gate_of_its_own_with_room_for_its_stages():
     assert "1 of 200 elements of y past the whole function's bound" in outcome.message
 
 
+def test_a_bound_that_is_no_number_passes_nothing():
+    op, inputs = staged(slack=math.nan), find("gemm").make_inputs(CASE)
+    outcome = judge(op, CASE, "composed", "host", inputs, Execution(op.predict(CASE, inputs), ()))
+    assert (outcome.passed, outcome.bad) == (False, 200)
+
+
 def test_a_whole_function_whose_bound_says_nothing_is_refused():
     op, inputs = staged(slack=10.0), find("gemm").make_inputs(CASE)
     outcome = judge(op, CASE, "composed", "host", inputs, Execution(op.predict(CASE, inputs), ()))

@@ -52,6 +52,24 @@ template <class T> __device__ inline bool special(std::uint32_t value) {
 // What exponentials are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
 __device__ inline float base(float m) { return m == -__uint_as_float(0x7f800000u) ? 0.0f : m; }
 
+// `sum` and the special values of one column that a row sees, each times its weight, in ascending order of keys.
+// Not inlined: it is rare, and there are many columns.
+#ifdef __CUDACC__
+#define OUT_OF_LINE __noinline__
+#else
+#define OUT_OF_LINE __attribute__((noinline))
+#endif
+template <class T>
+__device__ OUT_OF_LINE float add_specials(float sum, const std::uint32_t (*values)[PITCH], const std::uint32_t* weights,
+                                           int column, int low, int high) {
+    for (int n = max(low, 0); n < min(high, CHUNK); ++n) {
+        if (!special<T>(reinterpret_cast<const std::uint16_t*>(values[n])[column])) continue;
+        const float p = widen(reinterpret_cast<const T*>(weights)[n]);
+        sum = __fadd_rn(sum, __fmul_rn(p, widen(reinterpret_cast<const T*>(values[n])[column])));
+    }
+    return sum;
+}
+
 template <class T, class Cache>
 __device__ inline void attend(T* __restrict__ y, const T* __restrict__ q, const Cache& k, const Cache& v,
                               const CacheRows& rows, const Problem& problem) {
@@ -209,14 +227,8 @@ __device__ inline void attend(T* __restrict__ y, const T* __restrict__ q, const 
                 for (int r = 0; r < 4; ++r) {
                     const int column = 8 * (warp + WARPS * c) + 2 * t + r % 2, row = g + 8 * (r / 2);
                     if (column >= D) continue;
-                    for (int n = 0; n < CHUNK; ++n) {
-                        const int key = chunk * CHUNK + n;
-                        if (!special<T>(reinterpret_cast<const std::uint16_t*>(values[n])[column])) continue;
-                        if (key < low[r / 2] || key >= high[r / 2]) continue;
-                        const float p = widen(reinterpret_cast<const T*>(weights[row])[n]);
-                        const float value = widen(reinterpret_cast<const T*>(values[n])[column]);
-                        part[c][r] = __fadd_rn(part[c][r], __fmul_rn(p, value));
-                    }
+                    part[c][r] = add_specials<T>(part[c][r], values, weights[row], column, low[r / 2] - chunk * CHUNK,
+                                                 high[r / 2] - chunk * CHUNK);
                 }
         }
 #pragma unroll

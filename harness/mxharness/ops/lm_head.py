@@ -82,7 +82,6 @@ GREEDY = (
 PROBABILITIES = (
     *_cases("lm_head_probabilities", ((3, 1, 32), (3, 33, 64), (5, 1000, 32)), (), ("t=0.1",)),
     *(Case("lm_head_probabilities", (3, 1000, 32), options=(data,)) for data in DATA),
-    Case("lm_head_probabilities", (3, 33, 64), regime="wide"),
     Case("lm_head_probabilities", (9, 1000, 32), options=("data=hill", "t=0.08")),
     Case("lm_head_probabilities", (4, 4099, 32), options=("t=0.3",)),
 )

@@ -749,7 +749,18 @@ def test_other_libraries_names_are_the_same_things(where, capsys):
             r"not those of a tensor \(3, 32\)",
         ),
         (lambda: compat.benchmark_linear_layers(32, 32, 32, 1, 0), "num_iterations must be at least 1"),
-        (lambda: compat.quantization_accuracy(32, 0, 32, 1, 1), "sizes must be positive, not 32, 0, 32 and 1"),
+        (lambda: compat.benchmark_linear_layers(32, 32, 32, 1, 1.5), r"num_iterations must be an integer, not 1\.5"),
+        (lambda: compat.benchmark_linear_layers(32, "a", 32, 1, 1), "hidden_size must be an integer, not 'a'"),
+        (lambda: compat.benchmark_linear_layers(32, 32, 32, 1, 1, device="tpu"), "no device 'tpu' on this machine"),
+        (lambda: compat.MXFP4Quantizer().quantize(None), r"tensor must be a torch\.Tensor, not NoneType"),
+        (lambda: compat.MXFP4Quantizer().quantize(torch.ones(2, 32, device="meta")), "meta device has no values"),
+        (lambda: compat.MXFP4Quantizer().dequantize(None, None), r"codes must be a torch\.Tensor, not NoneType"),
+        (
+            lambda: compat.MXFP4Quantizer().dequantize(*mxfp4.quantize(torch.ones(2, 32)), 64),
+            r"shape must be sizes \(\.\., K\), not 64",
+        ),
+        (lambda: compat.quant_matmul(None, *mxfp4.quantize(torch.ones(2, 32))), "activations must be a torch.Tensor"),
+        (lambda: compat.quantization_accuracy(32, 0, 32, 1, 1), "must be positive, not 32, 0, 32 and 1"),
     ],
 )
 def test_what_other_libraries_promise_and_mxfp4_does_not_have(call, message):

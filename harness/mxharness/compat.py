@@ -19,9 +19,11 @@ import torch
 from mxharness import mxfp4
 from mxharness.device import open_device
 from mxharness.errors import Unavailable, UserError
+from mxharness.functional.common import check_pair, check_tensor, integer
 from mxharness.functional.profile import elapsed
 from mxharness.mxfp4 import BLOCK, Quantized
 from mxharness.nn import MXFP4Linear, QuantizationReport, quantize_model
+from mxharness.nn.packed import check_place, check_sizes
 
 MXLinear = MXFP4Linear
 
@@ -40,6 +42,9 @@ class MXFP4Quantizer:
 
     def quantize(self, tensor: torch.Tensor) -> Quantized:
         """Codes (.., Kp/2) and scales (.., Kp/32), uint8, of a tensor (.., K)."""
+        check_tensor(tensor, "tensor")
+        if tensor.is_meta:
+            raise UserError("a tensor on the meta device has no values to quantise")
         return mxfp4.quantize(tensor, self.scale_rule, self.tie_rule)
 
     def dequantize(
@@ -50,9 +55,11 @@ class MXFP4Quantizer:
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """Values of the `shape` (.., K) that was quantised, or without it (.., Kp). UserError where it does not fit."""
-        values = mxfp4.dequantize(packed, scales, dtype)
+        values = mxfp4.dequantize(*check_pair(Quantized(packed, scales)), dtype)
         if shape is None:
             return values
+        if not isinstance(shape, Sequence) or any(integer(size, "a size of shape") < 0 for size in shape):
+            raise UserError(f"shape must be sizes (.., K), not {shape!r}")
         padded = (*shape[:-1], -(-shape[-1] // BLOCK) * BLOCK) if shape else ()
         if prod(padded) != values.numel() or not shape:
             raise UserError(f"codes of {tuple(values.shape)} values are not those of a tensor {tuple(shape)}")
@@ -62,6 +69,7 @@ class MXFP4Quantizer:
 def quant_matmul(activations: torch.Tensor, packed_weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Y (.., N) = activations (.., K) W^T for codes (N, Kp/2) and scales (N, Kp/32): `MXFP4Linear` without a bias."""
     weight = Quantized(packed_weight, scales)
+    check_tensor(activations, "activations")
     layer = MXFP4Linear.from_quantized(weight, in_features=activations.shape[-1] if activations.ndim else 0)
     return layer.forward(activations)
 
@@ -107,7 +115,7 @@ def benchmark_linear_layers(
     Returns standard_seconds, mxfp4_seconds, speedup (their ratio), standard_bytes and mxfp4_bytes of the weights and
     biases. Each call is launched and timed alone, as a user meets it; `functional.gemm_profile` times the kernel.
     """
-    if num_iterations < 1:
+    if integer(num_iterations, "num_iterations") < 1:
         raise UserError(f"num_iterations must be at least 1, not {num_iterations}")
     standard, quantised, x = _two_layers(input_size, hidden_size, output_size, batch_size, device, dtype)
     times = {}
@@ -140,7 +148,7 @@ def quantization_accuracy(
     rounding; quantization_error is the decoded weights against the original ones, both in float64, which is MXFP4's
     own 11 to 13 % whatever the kernel does. Returns mean and max of both over num_tests random layers.
     """
-    if num_tests < 1:
+    if integer(num_tests, "num_tests") < 1:
         raise UserError(f"num_tests must be at least 1, not {num_tests}")
     found: dict[str, list[float]] = {"kernel_error": [], "quantization_error": []}
     for _ in range(num_tests):
@@ -166,8 +174,8 @@ def _two_layers(
     inputs: int, hidden: int, outputs: int, batch: int, device: torch.device | str | None, dtype: torch.dtype
 ) -> tuple[torch.nn.Sequential, torch.nn.Sequential, torch.Tensor]:
     """Two linear layers, the same in MXFP4, and an input, on `device` (default: where the kernels run)."""
-    if min(inputs, hidden, outputs, batch) <= 0:
-        raise UserError(f"sizes must be positive, not {inputs}, {hidden}, {outputs} and {batch}")
+    check_sizes(input_size=inputs, hidden_size=hidden, output_size=outputs, batch_size=batch)
+    check_place(device, dtype)
     where = open_device().torch_device if device is None else torch.device(device)
     layers = [torch.nn.Linear(*sizes, device=where, dtype=dtype) for sizes in ((inputs, hidden), (hidden, outputs))]
     quantised = [MXFP4Linear.from_linear(layer) for layer in layers]

@@ -1,9 +1,10 @@
 """Every consumer of MXFP4 weights as a function: torch tensors in and out, on the CPU or a GPU, by the same kernels.
 
-A weight is `mxfp4.Quantized(codes, scales)`: codes (N, K/2) uint8, low nibble first, and scales (N, K/32) uint8.
-Where the tensors lie decides where the kernels run: on the CPU through the host device, on a GPU through PyCUDA, with
-the same bits. Keyword `device` names another device. Functions check everything before they launch and raise UserError,
-in one sentence, for what they do not take. They are for inference: no gradient flows through them.
+A weight is `mxfp4.Quantized(codes, scales)`: codes (N, K/2) uint8, low nibble first, and scales (N, K/32) uint8. Where
+the tensors lie decides where the kernels run: on the CPU through the host device, on a GPU through PyCUDA, with the
+same bits. Keyword `device` is another Device, from `mxharness.device.open_device`. Functions check everything before
+they launch and raise UserError, in one sentence, for what they do not take. They are for inference: no gradient flows
+through them.
 """
 
 from mxharness.functional.attention import (

@@ -12,7 +12,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_tensors, check_weight, device_of
+from mxharness.functional.common import check_tensors, check_weight, device_of, integer
 from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
 
@@ -37,7 +37,7 @@ def embedding_lookup(
     or alignment that do not fit. Looking at the ids waits for a GPU; validate=False leaves it out (graph capture), and
     then the row of such an id is NaN. Nothing outside the table is ever read.
     """
-    device = device_of(ids, device)
+    device = device_of(ids, device, "ids")
     return _packed(ids, table, 1, dtype, padding_id, K, validate, device)
 
 
@@ -52,7 +52,7 @@ def embedding_lookup_batch(
     device: Device | None = None,
 ) -> torch.Tensor:
     """Y (B, T, K) for B sequences of ids (B, T) in one launch; else as `embedding_lookup`."""
-    device = device_of(ids, device)
+    device = device_of(ids, device, "ids")
     return _packed(ids, table, 2, dtype, padding_id, K, validate, device)
 
 
@@ -95,11 +95,15 @@ def embedding_lookup_cached(
 
     Raises UserError for a cache that was released, else as `embedding_lookup`.
     """
-    device = device_of(ids, device)
+    device = device_of(ids, device, "ids")
+    if not isinstance(cache, EmbeddingCache):
+        raise UserError(f"cache must be what embedding_cache() gives, not {type(cache).__name__}")
     if cache.table is None:
         raise UserError("this embedding cache was released; make another with embedding_cache()")
-    V, K = cache.shape
     check_tensors(device, table=cache.table)
+    if tuple(cache.table.shape) != cache.shape or cache.table.dtype not in _SUFFIX:
+        raise UserError(f"the cache's table must be {cache.shape}, not {tuple(cache.table.shape)} {cache.table.dtype}")
+    V, K = cache.shape
     _check_ids(device, ids, 1, V, padding_id, validate=validate)
     y = device.empty((len(ids), K), cache.table.dtype)
     _lookup(device, y, ids, padding_id, V, "dense", cache.table)
@@ -122,7 +126,7 @@ def add_position_embeddings(
     Raises UserError for a position that is not in 0..P-1, and for shapes, dtypes or alignment that do not fit.
     validate=False does not look into a tensor `start`; a position that does not exist then gives NaN.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     if x.dtype not in _SUFFIX:
         raise UserError(f"x must be float32, bfloat16 or float16, not {x.dtype}")
     if x.ndim not in (2, 3) or 0 in x.shape:
@@ -167,7 +171,7 @@ def _packed(
     V, padded = check_weight(device, table)
     if dtype not in _SUFFIX:
         raise UserError(f"an embedding is float32, bfloat16 or float16, not {dtype}")
-    K = padded if K is None else K
+    K = padded if K is None else integer(K, "K")
     if not padded - BLOCK < K <= padded:
         raise UserError(f"K = {K} does not fit a table of {padded} columns; it must be in {padded - 31}..{padded}")
     _check_ids(device, ids, ndim, V, padding_id, validate=validate)
@@ -184,7 +188,7 @@ def _lookup(
     device.launch(
         "embedding.cu", f"embedding_{kind}_{_SUFFIX[y.dtype]}", _grid(ids.numel(), K), (_THREADS,),
         y, *table, ids, int(ids.dtype == torch.int64), np.int64(ids.numel()), np.int64(V), K,
-        np.int64(-1 if padding_id is None else padding_id),
+        np.int64(-1 if padding_id is None else integer(padding_id, "padding_id")),
     )  # fmt: skip
 
 
@@ -206,7 +210,7 @@ def _check_ids(device: Device, ids: torch.Tensor, ndim: int, V: int, padding_id:
     if ids.ndim != ndim or 0 in ids.shape:
         raise UserError(f"ids must be {'(T)' if ndim == 1 else '(B, T)'} with at least one id, not {tuple(ids.shape)}")
     _check_integers(device, ids, "ids")
-    if padding_id is not None and not 0 <= padding_id < V:
+    if padding_id is not None and not 0 <= integer(padding_id, "padding_id") < V:
         raise UserError(f"padding_id is {padding_id}, the vocabulary has {V} ids (0..{V - 1})")
     outside = (ids < 0) | (ids >= V) if validate else None
     if outside is not None and bool(outside.any()):

@@ -20,6 +20,7 @@ from mxharness.functional.common import (
     check_vector,
     check_weight,
     device_of,
+    single,
 )
 from mxharness.functional.gemm import gemm, gemm_bias
 from mxharness.functional.norm import check_norm, check_residual, normalise
@@ -112,19 +113,28 @@ def swiglu(
     limit may be infinite. Raises UserError, before anything is launched, for other shapes and dtypes, a limit that is
     not positive and an alpha that is not a number. Source: openai/gpt-oss, gpt_oss/torch/model.py.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     if x.dtype not in _SWIGLU:
         raise UserError(f"x must be float32, bfloat16 or float16, not {x.dtype}")
     if x.ndim != 2 or 0 in x.shape or x.shape[1] % 2:
         raise UserError(f"x must be (M, 2 I) with at least one row and one pair of columns, not {tuple(x.shape)}")
-    if not limit > 0:
+    if not single(limit, "limit") > 0:
         raise UserError(f"limit must be positive, not {limit}")
-    if not np.isfinite(alpha):
+    if not np.isfinite(single(alpha, "alpha")):
         raise UserError(f"alpha must be a number, not {alpha}")
     check_tensors(device, x=x)
     M, I = x.shape[0], x.shape[1] // 2  # noqa: E741  the intermediate size
     y = device.empty((M, I), x.dtype)
-    _each(device, f"swiglu_{_SWIGLU[x.dtype]}", y, (x,), I, int(interleaved), float(alpha), float(limit))
+    _each(
+        device,
+        f"swiglu_{_SWIGLU[x.dtype]}",
+        y,
+        (x,),
+        I,
+        int(bool(interleaved)),
+        single(alpha, "alpha"),
+        single(limit, "limit"),
+    )
     return y
 
 
@@ -138,7 +148,7 @@ def forward_stages(
     device: Device | None,
 ) -> dict[str, torch.Tensor]:
     """What `ffn_forward` and `ffn_forward_bias` compute, stage by stage: up, activated, y."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     check_activations(device, x)
     N, width = _check_layer(device, x.shape[1], (up,), down)
     _check_activation(activation, GELU)
@@ -153,7 +163,7 @@ def swiglu_stages(
     x: torch.Tensor, gate: Quantized, up: Quantized, down: Quantized, device: Device | None
 ) -> dict[str, torch.Tensor]:
     """What `swiglu_ffn_forward` computes, stage by stage: gate, up, activated, y."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     check_activations(device, x)
     _check_layer(device, x.shape[1], (up, gate), down)
     made = _hidden(device, x, gate, up, None, "swiglu")
@@ -175,7 +185,7 @@ def residual_stages(
     device: Device | None,
 ) -> dict[str, torch.Tensor]:
     """What `ffn_residual` computes, stage by stage: sum (with a residual), normed, (gate,) up, activated, down, y."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     check_activations(device, x)
     N, _ = _check_layer(device, x.shape[1], (up,) if gate is None else (up, gate), down)
     if x.shape[1] != N:
@@ -207,7 +217,7 @@ def _check_layer(device: Device, K: int, inner: Sequence[Quantized], down: Quant
 
 
 def _check_activation(activation: str, known: Sequence[str] | dict[str, int]) -> None:
-    if activation not in known:
+    if activation not in tuple(known):
         fitting = "with a gate" if "swiglu" in known else "without a gate"
         raise UserError(f"no activation '{activation}' {fitting}; there are {', '.join(known)}")
 

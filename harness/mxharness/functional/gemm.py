@@ -14,6 +14,8 @@ from mxharness.errors import UserError
 from mxharness.functional.common import (
     ACTIVATIONS,
     check_activations,
+    check_pair,
+    check_tensor,
     check_tensors,
     check_vector,
     check_weight,
@@ -65,7 +67,7 @@ def gemm_batch(
     x is (E, M, K), or (M, K) for all matrices alike; codes (E, N, K/2), scales (E, N, K/32), bias (E, N) float32.
     Every y_e has the bits of `gemm`. Raises as `gemm`.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     E, N, K = check_weight(device, weights, ndim=3)
     if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] != E):
         raise UserError(f"x must be ({E}, M, {K}) or (M, {K}) to meet {E} matrices, not {tuple(x.shape)}")
@@ -109,7 +111,7 @@ def persistent(
 
     Raises UserError for another dtype or weights that `gemm` refuses.
     """
-    device = device_of(weight[0], device)
+    device = device_of(check_pair(weight)[0], device, "codes")
     N, K = check_weight(device, weight)
     if dtype not in ACTIVATIONS:
         raise UserError(f"a persistent weight is for bfloat16 or float16 activations, not {dtype}")
@@ -135,9 +137,14 @@ def gemm_persistent(
 
     Raises UserError for a weight that was released or made for another dtype, else as `gemm`.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    if not isinstance(weight, PersistentWeight):
+        raise UserError(f"weight must be what persistent() gives, not {type(weight).__name__}")
     if weight.operand is None:
         raise UserError("this persistent weight was released; make another with persistent()")
+    check_tensor(weight.operand, "a persistent weight's operand")
+    if tuple(weight.operand.shape) != weight.shape:
+        raise UserError(f"this persistent weight is {weight.shape}, its operand {tuple(weight.operand.shape)}")
     if x.dtype != weight.operand.dtype:
         raise UserError(f"this persistent weight was made for {weight.operand.dtype} activations, not {x.dtype}")
     N, K = weight.shape
@@ -160,12 +167,16 @@ def dense(
     scales (N, K/32) uint8, if given, multiply each block of 32 products (fp16) or are part of w already (bf16: None).
     Raises as `gemm`.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    check_tensor(w, "w")
     if w.ndim != 2 or w.dtype != x.dtype or w.shape[1] % BLOCK or 0 in w.shape:
         raise UserError(f"w must be (N, K) of x's {x.dtype}, K a multiple of {BLOCK}, not {tuple(w.shape)} {w.dtype}")
     N, K = w.shape
     check_activations(device, x, K)
     check_tensors(device, w=w)
+    check_vector(device, scales, (N, K // BLOCK), torch.uint8, "scales")
+    if scales is not None and w.dtype == torch.bfloat16:
+        raise UserError("scales are for fp16; a bf16 w holds its scales already")
     check_vector(device, bias, (N,), torch.float32, "bias")
     y = device.empty((x.shape[0], N), output_dtype(x, out_dtype))
     multiply(device, y, x, (w, scales), bias, problems=1, M=x.shape[0], x_step=x.shape[0], rows=x.shape[0])
@@ -186,7 +197,7 @@ def _single(
     out_dtype: torch.dtype | None,
     device: Device | None,
 ) -> torch.Tensor:
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     N, K = check_weight(device, weight)
     check_activations(device, x, K)
     check_vector(device, bias, (N,), torch.float32, "bias")

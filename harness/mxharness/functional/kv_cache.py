@@ -13,7 +13,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import ACTIVATIONS, check_tensors, device_of
+from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors, device_of, integer
 from mxharness.functional.rope import HEAD_DIMS, Rope, check_heads, check_rope, check_starts
 from mxharness.mxfp4 import BLOCK
 
@@ -88,12 +88,15 @@ def kv_cache(
     Raises UserError for sizes below 1, a head_dim or dtype that does not exist, and a table that does not fit.
     """
     device = device_of(torch.empty(0), device)
+    batch, kv_heads, length = integer(batch, "batch"), integer(kv_heads, "kv_heads"), integer(length, "length")
+    head_dim = integer(head_dim, "head_dim")
+    page, pages = (None if n is None else integer(n, "a number of pages or their size") for n in (page, pages))
     if min(batch, kv_heads, length, *(n for n in (page, pages) if n is not None)) < 1 or head_dim not in HEAD_DIMS:
         raise UserError(
             f"a cache takes sizes of at least 1 and a head_dim of {', '.join(map(str, HEAD_DIMS))}, not batch {batch}, "
             f"kv_heads {kv_heads}, length {length}, head_dim {head_dim}, page {page}, pages {pages}"
         )
-    if dtype not in STORAGE:
+    if dtype not in tuple(STORAGE):
         raise UserError(f"no cache of dtype '{dtype}'; there are {', '.join(STORAGE)}")
     wide = activations or (torch.bfloat16 if dtype == "mxfp4" else STORAGE[dtype])
     if wide not in ACTIVATIONS or dtype not in ("mxfp4", ACTIVATIONS[wide]):
@@ -104,6 +107,7 @@ def kv_cache(
         if table is None:
             count = batch * columns
             table = torch.arange(count, dtype=torch.int32).reshape(batch, columns).to(device.torch_device)
+        check_tensor(table, "the table")
         if table.dtype != torch.int32 or tuple(table.shape) != (batch, columns):
             raise UserError(f"the table must be int32 ({batch}, {columns}), not {table.dtype} {tuple(table.shape)}")
         check_tensors(device, table=table)
@@ -134,7 +138,8 @@ def kv_cache_append(
     Raises UserError, and writes nothing, for other shapes or dtypes than the cache's, positions or pages outside it,
     and for two sequences that would write the same page.
     """
-    device = device_of(k, device)
+    device = device_of(k, device, "k")
+    _check_layout(device, cache)
     strides = check_heads(device, k, "k"), check_heads(device, v, "v")
     want = (cache.batch, k.shape[1], cache.kv_heads, cache.head_dim)
     for name, x in (("k", k), ("v", v)):
@@ -162,10 +167,11 @@ def kv_cache_read(
 
     Raises UserError for a length outside the cache and for pages that do not exist.
     """
-    device = device_of(cache.k, device)
-    length = cache.length if length is None else length
-    if length < 1:
-        raise UserError(f"a length must be at least 1, not {length}")
+    device = device_of(cache.k if isinstance(cache, KVCache) else torch.empty(0), device, "k")
+    _check_layout(device, cache)
+    length = cache.length if length is None else integer(length, "length")
+    if not 1 <= length <= cache.length:
+        raise UserError(f"a length must be at least 1 and the cache has room for {cache.length}, not {length}")
     B, H, D = cache.batch, cache.kv_heads, cache.head_dim
     check_cache(device, cache, torch.full((B,), length, dtype=torch.int32, device=cache.k.device))
     both = []
@@ -182,9 +188,7 @@ def kv_cache_read(
 
 def check_cache(device: Device, cache: KVCache, ends: torch.Tensor) -> None:
     """UserError unless sequence b has room for ends[b] positions, in pages that exist."""
-    check_tensors(
-        device, k=cache.k, v=cache.v, table=cache.table, scales_of_k=cache.k_scales, scales_of_v=cache.v_scales
-    )
+    _check_layout(device, cache)
     if int(ends.max()) > cache.length:
         raise UserError(f"the cache has room for {cache.length} positions, {int(ends.max())} are needed")
     if cache.table is not None:
@@ -193,6 +197,46 @@ def check_cache(device: Device, cache: KVCache, ends: torch.Tensor) -> None:
         if pages.numel() and (int(pages.min()) < 0 or int(pages.max()) >= cache.k.shape[0]):
             wrong = int(pages.min()) if int(pages.min()) < 0 else int(pages.max())
             raise UserError(f"the table names page {wrong}; the cache has the pages 0 to {cache.k.shape[0] - 1}")
+
+
+def _check_layout(device: Device, cache: KVCache) -> None:
+    """UserError unless the tensors of a cache are those that `kv_cache` would make for its sizes."""
+    if not isinstance(cache, KVCache):
+        raise UserError(f"cache must be what kv_cache() gives, not {type(cache).__name__}")
+    if not all(isinstance(size, int) for size in (cache.batch, cache.length, cache.head_dim)):
+        raise UserError("a cache's batch, length and head_dim are integers; kv_cache() makes one that fits")
+    check_tensors(
+        device, k=cache.k, v=cache.v, table=cache.table, scales_of_k=cache.k_scales, scales_of_v=cache.v_scales
+    )
+    if cache.k is None or cache.k.ndim != 4:
+        raise UserError("the cache's k must have 4 dimensions; kv_cache() makes one that fits")
+    packed = cache.k_scales is not None
+    blocks = -(-cache.head_dim // BLOCK)
+    lead = tuple(cache.k.shape[:-1])
+    wanted = [
+        ("k", cache.k, (*lead, blocks * 16 if packed else cache.head_dim), torch.uint8 if packed else cache.dtype),
+        ("v", cache.v, tuple(cache.k.shape), cache.k.dtype),
+        ("scales of k", cache.k_scales, (*lead, blocks), torch.uint8),
+        ("scales of v", cache.v_scales, (*lead, blocks), torch.uint8),
+    ]
+    for name, tensor, shape, dtype in wanted:
+        if not packed and name.startswith("scales"):
+            if tensor is not None:
+                raise UserError(f"the cache has {name}, but its keys have none; kv_cache() makes one that fits")
+            continue
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            found = "None" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise UserError(f"the cache's {name} must be {dtype} {shape}, not {found}; kv_cache() makes one that fits")
+    table = cache.table
+    if table is None:
+        fits = (lead[0], lead[2]) == (cache.batch, cache.length)
+    else:
+        fits = table.dtype == torch.int32 and tuple(table.shape) == (cache.batch, -(-cache.length // cache.page))
+    if not fits:
+        raise UserError(
+            f"a cache of {lead} rows with table {None if table is None else tuple(table.shape)} does not hold "
+            f"{cache.batch} sequences of {cache.length} positions; kv_cache() makes one that fits"
+        )
 
 
 def _check_written(cache: KVCache, positions: torch.Tensor, T: int) -> None:

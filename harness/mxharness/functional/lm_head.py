@@ -22,7 +22,16 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_activations, check_vector, check_weight, device_of
+from mxharness.functional.common import (
+    check_activations,
+    check_tensor,
+    check_vector,
+    check_weight,
+    device_of,
+    integer,
+    number,
+    single,
+)
 from mxharness.functional.gemm import gemm
 from mxharness.mxfp4 import Quantized
 
@@ -52,7 +61,7 @@ def lm_head_forward_topk(
 
     Exactly k are kept: of equal logits at the threshold those with the lowest ids. UserError unless 1 <= k <= V.
     """
-    if k == 0:
+    if integer(k, "k") == 0:
         raise UserError("k is 0; top-k keeps 1 token or more")
     return last_of(logit_stages(x, weight, temperature=temperature, top_k=k, device=device))
 
@@ -121,10 +130,10 @@ def logit_stages(
     The first is x W^T, `scaled` that over the temperature, the others (M, V) are filtered; `last` (M) int64 is the
     last token that a filter kept.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    top_k, top_p = integer(top_k, "k"), number(top_p, "p")
     _check(device, x, weight, top_k, top_p)
-    with np.errstate(over="ignore"):
-        divisor = float(np.float32(temperature))
+    divisor = single(temperature, "temperature")
     if not 0 < divisor < math.inf:
         raise UserError(f"temperature must be a positive float32 number, not {temperature}")
     y = gemm(x, weight, out_dtype=torch.float32, device=device)
@@ -145,7 +154,7 @@ def logit_stages(
 
 def greedy_stages(x: torch.Tensor, weight: Quantized, *, device: Device | None = None) -> dict[str, torch.Tensor]:
     """Logits and ids."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     stages = logit_stages(x, weight, device=device)
     z = stages["logits"]
     stages["ids"] = device.empty((len(z),), torch.int64)
@@ -157,7 +166,7 @@ def probability_stages(
     x: torch.Tensor, weight: Quantized, *, temperature: float = 1.0, device: Device | None = None
 ) -> dict[str, torch.Tensor]:
     """As `logit_stages`, and p."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     stages = logit_stages(x, weight, temperature=temperature, device=device)
     z = last_of(stages)
     stages["p"] = device.empty(tuple(z.shape), torch.float32)
@@ -177,14 +186,16 @@ def sample_stages(
     device: Device | None = None,
 ) -> dict[str, torch.Tensor]:
     """As `logit_stages`, and ids."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    top_k, top_p = integer(top_k, "k"), number(top_p, "p")
     _check(device, x, weight, top_k, top_p)
+    check_tensor(uniforms, "uniforms")
     check_vector(device, uniforms, (len(x),), torch.float32, "uniforms")
     outside = ~((uniforms >= 0) & (uniforms < 1)) if validate else None
     if outside is not None and bool(outside.any()):
         at = int(outside.int().argmax())
         raise UserError(f"uniforms[{at}] is {float(uniforms[at])}; a uniform lies in [0, 1)")
-    if temperature == 0:
+    if number(temperature, "temperature") == 0:
         return greedy_stages(x, weight, device=device)
     stages = logit_stages(x, weight, temperature=temperature, top_k=top_k, top_p=top_p, device=device)
     z = last_of(stages)

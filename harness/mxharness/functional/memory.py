@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mxharness.errors import UserError
+from mxharness.functional.common import integer
 from mxharness.mxfp4 import nbytes
 
 _HALF, _FLOAT = 2, 4
@@ -61,7 +62,7 @@ def vram_savings(*shapes: Sequence[int], kept: int = 0, widened: int = 0) -> Sav
         if not isinstance(shape, Sequence):
             raise UserError(f"a shape is a sequence of sizes such as (4096, 4096), not {shape!r}")
         _check_sizes(**{f"size {i} of {tuple(shape)}": size for i, size in enumerate(shape)})
-    if kept < 0 or widened < 0:
+    if integer(kept, "kept") < 0 or integer(widened, "widened") < 0:
         raise UserError(f"numbers of elements cannot be negative: kept {kept}, widened {widened}")
     weights = tuple(tuple(shape) for shape in shapes)
     return Savings(

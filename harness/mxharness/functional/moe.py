@@ -14,10 +14,13 @@ from mxharness.errors import UserError
 from mxharness.functional.common import (
     ACTIVATIONS,
     check_activations,
+    check_tensor,
     check_tensors,
     check_vector,
     check_weight,
     device_of,
+    integer,
+    single,
 )
 from mxharness.functional.ffn import swiglu
 from mxharness.functional.gemm import dense, multiply
@@ -38,7 +41,8 @@ def moe_router(
     k logits alone. NaN is larger than every number: a NaN logit is chosen and all weights of its token are NaN.
     Raises UserError, before anything is launched, for shapes, dtypes or alignment that the kernels do not take.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    k = integer(k, "k")
     _check_router(device, x, weight, bias, k)
     return _route(device, x, weight, bias, k)
 
@@ -93,12 +97,13 @@ def moe_stages(
     logits (T, E) float32, ids (T, k) int32, weights (T, k) float32, gate_up (T, k, 2I) and h (T, k, I) of x's dtype,
     down (T, k, H) float32. Slot s of a token belongs to expert ids[t, s].
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    k = integer(k, "k")
     _check_router(device, x, router_weight, router_bias, k)
     _check_experts(device, x, router_weight.shape[0], gate_up, gate_up_bias, down, down_bias)
-    if not limit > 0:
+    if not single(limit, "limit") > 0:
         raise UserError(f"limit must be positive, not {limit}")
-    if not np.isfinite(alpha):
+    if not np.isfinite(single(alpha, "alpha")):
         raise UserError(f"alpha must be a number, not {alpha}")
     T, H = x.shape
     E, I2 = gate_up_bias.shape
@@ -164,6 +169,7 @@ def _check_router(device: Device, x: torch.Tensor, weight: torch.Tensor, bias: t
     H = x.shape[1]
     if H % BLOCK:
         raise UserError(f"x must be (T, H) with H a multiple of {BLOCK}, not {tuple(x.shape)}")
+    check_tensor(weight, "the router's weight")
     if weight.dtype != x.dtype or weight.ndim != 2 or weight.shape[1] != H or not 0 < weight.shape[0] <= MAX_EXPERTS:
         raise UserError(
             f"the router's weight must be (E, {H}) of x's {x.dtype} with E from 1 to {MAX_EXPERTS}, "
@@ -195,5 +201,7 @@ def _check_experts(
             f"gate_up must be (E, 2I, H) and down (E, H, I) with E = {E} as the router and H = {H} as x, "
             f"not {wide} and {narrow}"
         )
+    check_tensor(gate_up_bias, "gate_up_bias")
+    check_tensor(down_bias, "down_bias")
     check_vector(device, gate_up_bias, (E, 2 * I), torch.float32, "gate_up_bias")
     check_vector(device, down_bias, (E, H), torch.float32, "down_bias")

@@ -9,7 +9,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import ACTIVATIONS, check_activations, check_vector, device_of
+from mxharness.functional.common import ACTIVATIONS, check_activations, check_tensor, check_vector, device_of, single
 
 
 def threads(K: int) -> int:
@@ -83,10 +83,11 @@ def layer_norm(
 
 def check_norm(device: Device, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
     """UserError unless weight, bias and eps are what a norm of x (M, K) takes."""
+    check_tensor(weight, "the norm's weight")
     wanted = torch.float32 if weight.dtype == torch.float32 else x.dtype
     check_vector(device, weight, (x.shape[1],), wanted, "the norm's weight")
     check_vector(device, bias, (x.shape[1],), wanted, "the norm's bias")
-    if not 0 < eps < math.inf:
+    if not 0 < single(eps, "eps") < math.inf:
         raise UserError(f"eps must be a positive number, not {eps}")
 
 
@@ -105,7 +106,7 @@ def normalise(
     device: Device | None,
 ) -> dict[str, torch.Tensor]:
     """Y and, with a residual, sum; kind is "rms" or "layer". The only place that knows the grid of norm.cu."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     check_activations(device, x)
     check_norm(device, x, weight, bias, eps)
     check_residual(device, x, residual)
@@ -116,6 +117,6 @@ def normalise(
     vectors = (weight,) if kind == "rms" else (weight, bias)
     device.launch(
         "norm.cu", f"{kind}_norm_{length}{ACTIVATIONS[x.dtype]}", (M,), (threads(K),),
-        made["y"], made.get("sum"), x, residual, *vectors, K, int(weight.dtype == torch.float32), float(eps),
+        made["y"], made.get("sum"), x, residual, *vectors, K, int(weight.dtype == torch.float32), single(eps, "eps"),
     )  # fmt: skip
     return made

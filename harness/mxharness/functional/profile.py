@@ -17,7 +17,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_activations, check_weight, device_of
+from mxharness.functional.common import check_activations, check_pair, check_weight, device_of, integer
 from mxharness.functional.gemm import gemm
 from mxharness.mxfp4 import Quantized
 
@@ -97,9 +97,11 @@ def gemm_profile(
     A repeat is one replay of the graph on a GPU, and one call on the CPU. Raises UserError as `gemm`, and for fewer
     than 2 repeats.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    weight = check_pair(weight)
     N, K = check_weight(device, weight)
     check_activations(device, x, K)
+    repeats = integer(repeats, "repeats")
     if repeats < 2:
         raise UserError(f"a median and a spread need at least 2 repeats, not {repeats}")
     y = gemm(x, weight, out_dtype=out_dtype, device=device)  # compiles and loads the kernel

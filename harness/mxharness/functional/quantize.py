@@ -7,7 +7,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_tensors, check_weight, device_of
+from mxharness.functional.common import check_pair, check_tensors, check_weight, device_of, integer
 from mxharness.mxfp4 import BLOCK, Quantized
 
 _SCALE_RULES = {"floor": 0, "even": 1, "rceil": 2, "ceil": 3}
@@ -24,12 +24,12 @@ def quantize(
     Raises UserError for another rank, dtype or rule, and for a tensor that is empty, strided or misaligned.
     Source: OCP MX 1.0, section 6.3.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     if x.ndim != 2 or 0 in x.shape:
         raise UserError(f"quantize takes a matrix with at least one row and column, not shape {tuple(x.shape)}")
     if x.dtype not in _SUFFIX:
         raise UserError(f"quantize takes float32, bfloat16 or float16, not {x.dtype}")
-    if scale_rule not in _SCALE_RULES or tie_rule not in _TIE_RULES:
+    if scale_rule not in tuple(_SCALE_RULES) or tie_rule not in tuple(_TIE_RULES):
         raise UserError(
             f"no rule ({scale_rule}, {tie_rule}); scale rules are {', '.join(_SCALE_RULES)}, "
             f"tie rules {', '.join(_TIE_RULES)}"
@@ -54,11 +54,11 @@ def dequantize(
     K defaults to Kp and may cut the last block short. Raises UserError for shapes that do not belong together, other
     dtypes, or misaligned tensors. Source: OCP MX 1.0, sections 5.3.3 and 5.4.1.
     """
-    device = device_of(weight[0], device)
+    device = device_of(check_pair(weight)[0], device, "codes")
     R, padded = check_weight(device, weight)
     if dtype not in _SUFFIX:
         raise UserError(f"dequantize gives float32, bfloat16 or float16, not {dtype}")
-    K = padded if K is None else K
+    K = padded if K is None else integer(K, "K")
     if not padded - BLOCK < K <= padded:
         raise UserError(f"K = {K} does not fit codes of {padded} columns; it must be in {padded - 31}..{padded}")
     y = device.empty((R, K), dtype)

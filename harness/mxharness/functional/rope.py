@@ -13,11 +13,13 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import ACTIVATIONS, check_tensors, device_of
+from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors, device_of, integer, number
 
 ORDERS = {"half": 0, "interleaved": 1}
 """Which elements of a row form a pair: i and i + D/2 (Llama, transformers, gpt-oss), or 2i and 2i + 1 (GPT-J, GGUF)."""
 HEAD_DIMS = (32, 64, 80, 96, 128)
+_MOST_POSITIONS = 1 << 30
+"""So that the end of a sequence, a position and a number of tokens, stays within 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def rope_table(length: int, head_dim: int, base: float = 10000.0, *, scaling: Ya
     Computed in float64 and rounded once; with YaRN the frequencies are interpolated and both are multiplied by its
     attention factor. Raises UserError for a length below 1, an odd head_dim, or a base that is not above 1.
     """
-    if length < 1 or head_dim < 2 or head_dim % 2 or base <= 1:
+    length, head_dim, base = integer(length, "length"), integer(head_dim, "head_dim"), number(base, "base")
+    if length < 1 or head_dim < 2 or head_dim % 2 or not 1 < base < math.inf:
         raise UserError(
             f"rope_table takes a length of at least 1, an even head_dim and a base above 1, "
             f"not {length}, {head_dim} and {base}"
@@ -63,11 +66,21 @@ def rope_table(length: int, head_dim: int, base: float = 10000.0, *, scaling: Ya
     frequency = base ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # (D/2)
     factor = 1.0
     if scaling is not None:
+        _check_yarn(scaling)
         keep = _kept_share(head_dim, base, scaling)
         frequency = frequency / scaling.factor * (1 - keep) + frequency * keep
         factor = scaling.attention_factor
     angles = np.arange(length, dtype=np.float64)[:, None] * frequency
     return torch.from_numpy(np.stack((np.cos(angles), np.sin(angles)), -1) * factor).to(torch.float32)
+
+
+def _check_yarn(scaling: Yarn) -> None:
+    """UserError unless its numbers are positive."""
+    if not isinstance(scaling, Yarn):
+        raise UserError(f"scaling must be a Yarn, not {type(scaling).__name__}")
+    for name in ("factor", "original_context", "beta_fast", "beta_slow"):
+        if not 0 < number(getattr(scaling, name), name) < math.inf:
+            raise UserError(f"{name} must be a positive number, not {getattr(scaling, name)}")
 
 
 def _kept_share(head_dim: int, base: float, scaling: Yarn) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -92,7 +105,7 @@ def apply_rope(x: torch.Tensor, rope: Rope, positions: torch.Tensor, *, device: 
     projection). positions (B) int32. Computed in float32, rounded once to x's dtype. Raises UserError for another
     shape, dtype or head_dim, a table that does not fit, and positions outside it.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     stride = check_heads(device, x, "x")
     B, T, H, D = x.shape
     check_starts(device, positions, B, "positions")
@@ -108,6 +121,7 @@ def apply_rope(x: torch.Tensor, rope: Rope, positions: torch.Tensor, *, device: 
 
 def check_heads(device: Device, x: torch.Tensor, name: str) -> int:
     """Elements from one token of x (B, T, H, D) to the next. UserError unless it is bf16 or fp16 and laid out so."""
+    check_tensor(x, name)
     if x.dtype not in ACTIVATIONS:
         raise UserError(f"{name} must be bfloat16 or float16, not {x.dtype}")
     if x.ndim != 4 or 0 in x.shape or x.shape[3] not in HEAD_DIMS:
@@ -125,19 +139,25 @@ def check_heads(device: Device, x: torch.Tensor, name: str) -> int:
 
 
 def check_starts(device: Device, positions: torch.Tensor, B: int, name: str) -> None:
-    """UserError unless positions is (B) int32, none below 0."""
+    """UserError unless positions is (B) int32, none below 0 or so large that an end would not be int32."""
+    check_tensor(positions, name)
     if positions.dtype != torch.int32 or tuple(positions.shape) != (B,):
         raise UserError(f"{name} must be int32 of shape ({B},), not {positions.dtype} {tuple(positions.shape)}")
     check_tensors(device, **{name: positions})
     if int(positions.min()) < 0:
         raise UserError(f"{name} must not be negative, the smallest is {int(positions.min())}")
+    if int(positions.max()) >= _MOST_POSITIONS:
+        raise UserError(f"{name} must be below {_MOST_POSITIONS}, the largest is {int(positions.max())}")
 
 
 def check_rope(device: Device, rope: Rope, D: int, end: int) -> int:
     """What kernels call the order. UserError unless the table fits D and holds the positions below `end`."""
-    if rope.order not in ORDERS:
+    if not isinstance(rope, Rope):
+        raise UserError(f"rope must be a Rope, not {type(rope).__name__}")
+    if rope.order not in tuple(ORDERS):
         raise UserError(f"no order '{rope.order}' of pairs; there are {', '.join(ORDERS)}")
     table = rope.table
+    check_tensor(table, "rope table")
     if table.dtype != torch.float32 or table.ndim != 3 or tuple(table.shape[1:]) != (D // 2, 2):
         raise UserError(f"rope table must be float32 (positions, {D // 2}, 2), not {table.dtype} {tuple(table.shape)}")
     check_tensors(device, **{"rope table": table})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import torch
 
 from mxharness import functional
 from mxharness.errors import UserError
-from mxharness.functional.common import device_of
+from mxharness.functional.common import device_of, single
 from mxharness.functional.ffn import GELU
 from mxharness.functional.ffn import _hidden as hidden_layer  # the first half of ffn_forward, which this module is
 from mxharness.nn.linear import MXFP4Linear, rows_of
@@ -61,7 +62,9 @@ class MXFP4LinearWithActivation(torch.nn.Module):
 
     def _hold(self, linear: MXFP4Linear, activation: str, swiglu_limit: float, alpha: float) -> None:
         super().__init__()
-        check_activation(activation, ACTIVATIONS, linear.out_features, swiglu_limit)
+        if not isinstance(linear, MXFP4Linear):
+            raise UserError(f"an activation goes around an MXFP4Linear, not {type(linear).__name__}")
+        check_activation(activation, ACTIVATIONS, linear.out_features, swiglu_limit, alpha)
         self.linear = linear
         self.activation = activation
         self.swiglu_limit = swiglu_limit
@@ -84,13 +87,15 @@ class MXFP4LinearWithActivation(torch.nn.Module):
         return f"activation={self.activation}{limits}"
 
 
-def check_activation(activation: str, known: tuple[str, ...], N: int, limit: float) -> None:
+def check_activation(activation: str, known: tuple[str, ...], N: int, limit: float, alpha: float) -> None:
     """UserError unless N columns can go through the activation."""
     if activation not in known:
         raise UserError(f"no activation '{activation}'; there are {', '.join(known)}")
     if activation == "swiglu" and N % 2:
         raise UserError(f"swiglu takes columns in pairs, gate and up; {N} out_features are no pairs")
-    if not limit > 0:
+    if not math.isfinite(single(alpha, "alpha")):
+        raise UserError(f"alpha must be a number, not {alpha}")
+    if not single(limit, "swiglu_limit") > 0:
         raise UserError(f"swiglu_limit must be positive, not {limit}")
 
 

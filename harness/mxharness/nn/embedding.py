@@ -8,8 +8,9 @@ import torch
 
 from mxharness import functional
 from mxharness.errors import UserError
+from mxharness.functional.common import check_pair, check_tensor, integer
 from mxharness.mxfp4 import Quantized
-from mxharness.nn.packed import DTYPES, PackedModule, pack
+from mxharness.nn.packed import PackedModule, check_place, check_sizes, pack
 
 
 class MXFP4Embedding(PackedModule):
@@ -32,12 +33,8 @@ class MXFP4Embedding(PackedModule):
         scale_rule: str = "floor",
         tie_rule: str = "even",
     ) -> None:
-        if min(num_embeddings, embedding_dim) <= 0:
-            raise UserError(
-                f"num_embeddings and embedding_dim must be positive, not {num_embeddings} and {embedding_dim}"
-            )
-        if dtype not in (None, *DTYPES):
-            raise UserError(f"a module computes in {', '.join(map(str, DTYPES))}, not {dtype}")
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        check_place(device, dtype)
         row = _padding_row(padding_idx, num_embeddings)
         fresh = torch.nn.Embedding(num_embeddings, embedding_dim, row, device=device, dtype=dtype)
         super().__init__(pack(fresh.weight.detach(), scale_rule, tie_rule), embedding_dim, fresh.weight.dtype)
@@ -75,6 +72,7 @@ class MXFP4Embedding(PackedModule):
 
         Raises UserError for tensors that do not belong together.
         """
+        table = check_pair(table, "table")
         if table[0].ndim != 2:
             raise UserError(f"an embedding's codes are (V, K/2), not {tuple(table[0].shape)}")
         self = cls.__new__(cls)
@@ -95,6 +93,9 @@ class MXFP4Embedding(PackedModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (.., embedding_dim) of ids (..); no ids give no rows."""
+        check_tensor(ids, "ids")
+        if ids.dtype not in (torch.int32, torch.int64):
+            raise UserError(f"ids must be int32 or int64, not {ids.dtype}")
         if ids.numel() == 0:
             return torch.empty((*ids.shape, self.columns), dtype=self.dtype, device=self.codes.device)
         flat = ids.reshape(-1).contiguous()
@@ -111,6 +112,7 @@ def _padding_row(padding_idx: int | None, V: int) -> int | None:
     """Padding_idx counted from the front. UserError where there is no such row."""
     if padding_idx is None:
         return None
+    padding_idx = integer(padding_idx, "padding_idx")
     if not -V <= padding_idx < V:
         raise UserError(f"padding_idx is {padding_idx}, the table has {V} rows")
     return padding_idx % V

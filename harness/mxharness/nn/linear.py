@@ -9,8 +9,9 @@ from torch.nn import functional as torch_functional
 
 from mxharness import functional
 from mxharness.errors import UserError
+from mxharness.functional.common import check_pair, check_tensor
 from mxharness.mxfp4 import BLOCK, Quantized
-from mxharness.nn.packed import DTYPES, PackedModule, pack
+from mxharness.nn.packed import DTYPES, PackedModule, check_place, check_sizes, pack
 
 
 class MXFP4Linear(PackedModule):
@@ -38,10 +39,8 @@ class MXFP4Linear(PackedModule):
         scale_rule: str = "floor",
         tie_rule: str = "even",
     ) -> None:
-        if min(in_features, out_features) <= 0:
-            raise UserError(f"in_features and out_features must be positive, not {in_features} and {out_features}")
-        if dtype not in (None, *DTYPES):
-            raise UserError(f"a module computes in {', '.join(map(str, DTYPES))}, not {dtype}")
+        check_sizes(in_features=in_features, out_features=out_features)
+        check_place(device, dtype)
         fresh = torch.nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         weight = pack(fresh.weight.detach(), scale_rule, tie_rule)
         super().__init__(weight, in_features, fresh.weight.dtype, fresh.bias)
@@ -84,6 +83,7 @@ class MXFP4Linear(PackedModule):
 
         Raises UserError for tensors that do not belong together.
         """
+        weight = check_pair(weight)
         if weight[0].ndim != 2:
             raise UserError(f"a linear layer's codes are (N, K/2), not {tuple(weight[0].shape)}")
         self = cls.__new__(cls)
@@ -109,8 +109,8 @@ class MXFP4Linear(PackedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Y (.., out_features) of x (.., in_features), of x's dtype; no rows give no rows."""
-        out_dtype = torch.float32 if x.dtype == torch.float32 else None
         rows = rows_of(x, self.in_features, self.compute_dtype)
+        out_dtype = torch.float32 if x.dtype == torch.float32 else None
         if rows.shape[0] == 0:
             y = rows.new_empty((0, self.out_features), dtype=out_dtype or rows.dtype)
         elif self.bias is None:
@@ -132,6 +132,7 @@ def rows_of(x: torch.Tensor, columns: int, compute_dtype: torch.dtype) -> torch.
 
     Raises UserError for another width or dtype, and for an x that wants a gradient.
     """
+    check_tensor(x, "x")
     if x.requires_grad and torch.is_grad_enabled():
         raise UserError("MXFP4 modules are for inference and x requires a gradient; call them under torch.no_grad()")
     if x.dtype not in DTYPES:

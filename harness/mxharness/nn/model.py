@@ -93,7 +93,11 @@ def quantize_model(
     Raises UserError, before anything is changed, for a model that holds MXFP4 already, has nothing to replace or
     is itself a layer, for skip patterns that fit nothing, and for weights that hold NaN or Inf.
     """
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"quantize_model takes a torch.nn.Module, not {type(model).__name__}")
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip) if isinstance(skip, Iterable) else (skip,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"skip takes names of modules, with * and ?, not {skip!r}")
     groups, left = _plan(model, patterns)
     _check(model, groups, compute_dtype)
     before = _nbytes(model)

@@ -8,11 +8,12 @@ import torch
 
 from mxharness import functional
 from mxharness.errors import UserError
+from mxharness.functional.common import check_pair, integer
 from mxharness.functional.moe import MAX_CHOSEN, MAX_EXPERTS
 from mxharness.mxfp4 import BLOCK, Quantized
 from mxharness.nn.activation import check_activation, gated
 from mxharness.nn.linear import rows_of
-from mxharness.nn.packed import PackedModule, pack
+from mxharness.nn.packed import PackedModule, check_place, check_sizes, pack
 
 
 class MXFP4Experts(PackedModule):
@@ -41,8 +42,8 @@ class MXFP4Experts(PackedModule):
         scale_rule: str = "floor",
         tie_rule: str = "even",
     ) -> None:
-        if min(num_experts, in_features, out_features) <= 0:
-            raise UserError(f"sizes must be positive, not {num_experts}, {in_features} and {out_features}")
+        check_sizes(num_experts=num_experts, in_features=in_features, out_features=out_features)
+        check_place(device, dtype)
         if in_features % BLOCK:
             raise UserError(f"experts' in_features must be a multiple of {BLOCK}, not {in_features}")
         weights, biases = [], []
@@ -66,6 +67,7 @@ class MXFP4Experts(PackedModule):
         compute_dtype: torch.dtype = torch.bfloat16,
     ) -> Self:
         """A module that holds these codes (E, N, K/2) and scales (E, N, K/32), not copies; no bias is zeros (E, N)."""
+        weight = check_pair(weight)
         if weight[0].ndim != 3:
             raise UserError(f"experts' codes are (E, N, K/2), not {tuple(weight[0].shape)}")
         self = cls.__new__(cls)
@@ -86,7 +88,7 @@ class MXFP4Experts(PackedModule):
         columns = weight[0].shape[-1] * 2
         PackedModule.__init__(self, weight, columns, dtype, bias)
         if activation is not None:
-            check_activation(activation, ("swiglu",), self.codes.shape[1], swiglu_limit)
+            check_activation(activation, ("swiglu",), self.codes.shape[1], swiglu_limit, alpha)
         if compute_dtype not in functional.ACTIVATIONS:
             raise UserError(f"compute_dtype must be torch.bfloat16 or torch.float16, not {compute_dtype}")
         self.activation = activation
@@ -127,6 +129,9 @@ class MXFP4MoE(torch.nn.Module):
 
     def __init__(self, gate: torch.nn.Linear, mlp1: MXFP4Experts, mlp2: MXFP4Experts, experts_per_token: int) -> None:
         super().__init__()
+        if not isinstance(gate, torch.nn.Linear) or not all(isinstance(one, MXFP4Experts) for one in (mlp1, mlp2)):
+            given = ", ".join(type(one).__name__ for one in (gate, mlp1, mlp2))
+            raise UserError(f"a block is a torch.nn.Linear and two MXFP4Experts, not {given}")
         E, H = mlp1.num_experts, mlp1.columns
         wanted = {
             "gate": ((gate.out_features, gate.in_features), (E, H)),
@@ -183,8 +188,10 @@ def create_quantized_mlp_block(
     intermediate_size -> hidden_size. `MXFP4MoE(*layers, experts_per_token)` is the whole block. Both sizes must be
     multiples of 32, num_experts at most 256, experts_per_token at most 8 and num_experts. Raises UserError otherwise.
     """
+    check_sizes(hidden_size=hidden_size, intermediate_size=intermediate_size, num_experts=num_experts)
+    check_place(device, dtype)
     _check_chosen(experts_per_token, num_experts)
-    if hidden_size % BLOCK or intermediate_size % BLOCK or min(hidden_size, intermediate_size) <= 0:
+    if hidden_size % BLOCK or intermediate_size % BLOCK:
         raise UserError(
             f"hidden_size and intermediate_size must be multiples of {BLOCK}, not {hidden_size} and {intermediate_size}"
         )
@@ -201,7 +208,7 @@ def create_quantized_mlp_block(
 
 
 def _check_chosen(k: int, E: int) -> None:
-    if not 0 < k <= min(E, MAX_CHOSEN) or E > MAX_EXPERTS:
+    if not 0 < integer(k, "experts_per_token") <= min(E, MAX_CHOSEN) or E > MAX_EXPERTS:
         raise UserError(
             f"experts_per_token must be from 1 to {MAX_CHOSEN} and to the number of experts, which is at most "
             f"{MAX_EXPERTS}; not {k} of {E}"

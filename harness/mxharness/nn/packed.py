@@ -9,6 +9,7 @@ import torch
 
 from mxharness import mxfp4
 from mxharness.errors import UserError
+from mxharness.functional.common import check_pair, check_tensor, integer
 from mxharness.mxfp4 import BLOCK, Quantized
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,17 +32,24 @@ class PackedModule(torch.nn.Module):
     ) -> None:
         """Columns: K before padding; bias (.., N) becomes float32, as the kernels take it."""
         super().__init__()
-        codes, scales = weight
+        codes, scales = check_pair(weight)
         if codes.dtype != torch.uint8 or scales.dtype != torch.uint8:
             raise UserError(f"codes and scales must be uint8, not {codes.dtype} and {scales.dtype}")
-        if codes.ndim < 2 or codes.shape != (*scales.shape[:-1], scales.shape[-1] * BLOCK // 2) or 0 in codes.shape:
+        if (
+            min(codes.ndim, scales.ndim) < 2
+            or codes.shape != (*scales.shape[:-1], scales.shape[-1] * BLOCK // 2)
+            or 0 in codes.shape
+        ):
             raise UserError(
                 f"codes must be (.., N, K/2) and scales (.., N, K/{BLOCK}) with no size 0, "
                 f"not {tuple(codes.shape)} and {tuple(scales.shape)}"
             )
         padded = codes.shape[-1] * 2
+        columns = integer(columns, "a number of columns")
         if not padded - BLOCK < columns <= padded:
             raise UserError(f"{columns} columns do not fit codes of {padded}; give {padded - BLOCK + 1} to {padded}")
+        if bias is not None:
+            check_tensor(bias, "bias")
         if bias is not None and bias.shape != codes.shape[:-1]:
             raise UserError(f"bias must be {tuple(codes.shape[:-1])}, not {tuple(bias.shape)}")
         self.columns = columns
@@ -92,6 +100,24 @@ class PackedModule(torch.nn.Module):
             if isinstance(found, torch.Tensor) and found.dtype != torch.uint8:
                 raise UserError(f"'{prefix}{name}' must be torch.uint8, the checkpoint has {found.dtype}")
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def check_sizes(**sizes: int) -> None:
+    """UserError unless every one is a positive integer."""
+    if min(integer(size, name) for name, size in sizes.items()) <= 0:
+        names, values = ([*map(str, words)] for words in (sizes, sizes.values()))
+        listed = [f"{', '.join(words[:-1])} and {words[-1]}" for words in (names, values)]
+        raise UserError(f"{listed[0]} must be positive, not {listed[1]}")
+
+
+def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """UserError unless a module can be made there and of this dtype."""
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"a module computes in {', '.join(map(str, DTYPES))}, not {dtype}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):  # torch's answers to an unknown device and to an absent one
+        raise UserError(f"no device '{device}' on this machine; torch.device names one such as cpu or cuda") from None
 
 
 def pack(weight: torch.Tensor, scale_rule: str = "floor", tie_rule: str = "even") -> Quantized:

@@ -139,13 +139,14 @@ def test_top_p_is_transformers_away_from_rounding(device: Device, warpers: Modul
     assert torch.equal(ours[clear], theirs[clear])
 
 
-def test_top_p_keeps_the_lowest_ids_of_a_tie_and_transformers_the_highest(device: Device, warpers: ModuleType) -> None:
+def test_top_p_keeps_the_lowest_ids_of_a_tie_and_transformers_as_many(device: Device, warpers: ModuleType) -> None:
+    """Which of them transformers keeps is up to torch's sort, which is not stable there."""
     codes, scales = table(device, 1)
     x, weight = tokens(device, 1), Quantized(codes.repeat(8, 1), scales.repeat(8, 1))
     ours = functional.lm_head_forward_topp(x, weight, 0.5, device=device)
     theirs = warped(warpers.TopPLogitsWarper(0.5), functional.lm_head_forward(x, weight, device=device))
     assert kept(ours)[0].tolist() == [True] * 4 + [False] * 4
-    assert kept(theirs)[0].tolist() == [False] * 4 + [True] * 4
+    assert int(kept(theirs)[0].sum()) == 4
 
 
 def test_the_whole_chain_is_that_of_generate(device: Device, warpers: ModuleType) -> None:

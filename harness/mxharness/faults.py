@@ -45,6 +45,8 @@ class FaultResult:
     checks: int
     """Run until one failed."""
     seconds: float
+    device: str
+    """Class of the device it was planted on."""
 
 
 def select(names: Sequence[str] | None) -> tuple[Fault, ...]:
@@ -95,6 +97,7 @@ def _changed(function: Any, change: FunctionChange) -> CodeType:  # noqa: ANN401
 def run_fault(fault: Fault, device_name: str) -> FaultResult:
     """Plant one fault and run the operator's checks until one fails; the healthy kernel must pass that case."""
     started = time.monotonic()
+    device_name = "host" if fault.undefined else device_name
     op = find(fault.op)
     count, detector, message = 0, "", ""
     with planted(fault, device_name) as device:
@@ -121,6 +124,7 @@ def run_fault(fault: Fault, device_name: str) -> FaultResult:
         message=message,
         checks=count,
         seconds=round(time.monotonic() - started, 3),
+        device=device.device_class,
     )
 
 

@@ -84,6 +84,7 @@ def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, ex
         max_ulp=max((_ulps(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
         nmse=max((_nmse(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
         ties=sum(verdict.ties for verdict in verdicts.values()),
+        refused=bool(outputs) and bool(refusals) and bad == 0 and not execution.violations,
         digest=digest(outputs),
         inputs=digest(inputs),
         message="",

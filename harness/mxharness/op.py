@@ -183,3 +183,5 @@ class Outcome:
     """What, where, how bad, what to paste; empty when passed."""
     ties: int = 0
     """Ids that are not the reference's own choice but permitted: their scores differ by less than their bounds."""
+    refused: bool = False
+    """Failed for no other reason than that the case proves nothing: its bound is too wide."""

@@ -15,7 +15,7 @@ from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 from mxharness.execution import Fenced, execute
 from mxharness.op import Case
-from mxharness.ops import OPS, find
+from mxharness.ops import find
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,16 @@ def test_a_fault_whose_text_is_gone_is_an_error():
         run_fault(gone, "host")
 
 
+def test_undefined_behaviour_is_planted_where_it_shows(monkeypatch):
+    asked = []
+    opened = faults.open_device
+    monkeypatch.setattr(faults, "open_device", lambda name, sources=None: asked.append(name) or opened("host"))
+    assert run_fault(replace(FAULT, undefined=True), "cuda").device == "host"
+    run_fault(FAULT, "cuda")
+    assert asked[0] == "host"
+    assert set(asked[-1:]) == {"cuda"}
+
+
 def test_names_are_selected_or_refused():
     assert select(None) == FAULTS
     assert select(["linear-code-table"]) == (FAULT,)

@@ -232,6 +232,10 @@ def test_a_whole_function_whose_bound_says_nothing_is_refused():
     outcome = judge(op, CASE, "composed", "host", inputs, Execution(op.predict(CASE, inputs), ()))
     assert not outcome.passed
     assert "past the ceiling of 0.5: this case proves nothing" in outcome.message
+    assert (outcome.refused, outcome.bad) == (True, 0)
+    wrong = {"y": op.predict(CASE, inputs)["y"] + 100}
+    outcome = judge(op, CASE, "composed", "host", inputs, Execution(wrong, ()))
+    assert (outcome.refused, outcome.passed) == (False, False), "wrong is wrong, however wide the bound"
 
 
 def test_a_later_stage_is_judged_from_the_kernels_own_earlier_output():

@@ -73,6 +73,26 @@ def test_one_check_judged_twice_does_not_count_for_another(tmp_path):
     assert record["executed"] == len(record["outcomes"]) < record["selected"]
 
 
+def test_random_cases_that_prove_nothing_are_no_failures_but_all_of_them_are(tmp_path):
+    text = """
+from dataclasses import replace
+from hypothesis import given, settings
+
+def test_fuzz(op, check):
+    narrow = replace(op, tolerance=replace(op.tolerance, ceiling=CEILING))
+    @settings(max_examples=30, database=None)
+    @given(op.fuzz())
+    def holds(case):
+        check(narrow, case, "bound")
+    holds()
+"""
+    code, output, _ = run(tmp_path, text.replace("CEILING", "5e-5"), "--op", "elementary")
+    assert code == 0, output
+    code, output, _ = run(tmp_path, text.replace("CEILING", "1e-30"), "--op", "elementary")
+    assert code == 1
+    assert "filter" in output or "Unsatisfi" in output
+
+
 def test_a_failure_that_a_test_swallows_fails_the_run(tmp_path):
     text = """
 import pytest

@@ -32,8 +32,11 @@ def faults(names: tuple[str, ...], device: str, as_json: bool) -> int:
     else:
         common.print_table(
             "Planted faults",
-            ("name", "caught", "by", "symptom"),
-            [(result.name, "yes" if result.caught else "NO", result.detector, result.symptom) for result in results],
+            ("name", "caught", "by", "on", "symptom"),
+            [
+                (result.name, "yes" if result.caught else "NO", result.detector, result.device, result.symptom)
+                for result in results
+            ],
         )
         click.echo(
             f"{'PASS' if caught == len(results) > 0 else 'FAIL'}: {caught} of {len(results)} planted faults caught"

@@ -7,6 +7,7 @@ from mxharness.planted.fault import Fault, KernelChange
 _SOFTMAX = "visible[j][r] ? exp32(__fsub_rn(s[0][j][r], base(top[half]))) : 0.0f"
 _QUERY = "problem.q_stride + (head * G + r % G) * D + column"
 _END = "const int end = ((problem.causal ? start + last / G + 1 : length) + CHUNK - 1) / CHUNK;"
+_UNDEFINED = ("barrier-dropped-before-scores", "barrier-dropped-before-staging", "idle-warps-return")
 
 FAULTS = tuple(
     Fault(
@@ -16,6 +17,7 @@ FAULTS = tuple(
         change=KernelChange("kv_cache.cuh" if name == "cache-scale-dropped" else "attention.cu", old, new),
         op="attention",
         detector=detector,
+        undefined=name in _UNDEFINED,
     )
     for name, seen_in, symptom, old, new, detector in (
         (

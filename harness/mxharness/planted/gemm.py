@@ -147,6 +147,7 @@ FAULTS = (
             change=KernelChange("gemm.cuh", old, new),
             op="gemm",
             detector=detector,
+            undefined=True,
         )
         for where, symptom, old, new, detector in (
             (
@@ -176,6 +177,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="crash",
+        undefined=True,
     ),
     Fault(
         name="matrix-stride-padded",

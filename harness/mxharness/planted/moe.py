@@ -8,9 +8,15 @@ _STAGES = "mxharness.functional.moe"
 _BIAS = "bias[static_cast<long long>(tile.problem) * N + n]"
 
 
-def _fault(name: str, symptom: str, change: KernelChange | FunctionChange, **other: str) -> Fault:
-    facts = {"seen_in": "generic: routing to experts", "op": "moe_forward", "detector": "bound", **other}
-    return Fault(name=name, symptom=symptom, change=change, **facts)
+def _fault(
+    name: str,
+    symptom: str,
+    change: KernelChange | FunctionChange,
+    seen_in: str = "generic: routing to experts",
+    op: str = "moe_forward",
+    detector: str = "bound",
+) -> Fault:
+    return Fault(name=name, seen_in=seen_in, symptom=symptom, change=change, op=op, detector=detector)
 
 
 FAULTS = (

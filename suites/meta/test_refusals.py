@@ -217,3 +217,52 @@ def test_dequantised_tables_and_weights_that_do_not_hold_together_are_refused():
 def test_modules_refuse_what_is_no_tensor_and_no_size(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def block(held, **options: object):
+    """A whole attention block over `held`."""
+    x, output = torch.ones(1, 2, 64, dtype=torch.bfloat16), weight(64, 64)
+    arguments = {"qkv": weight(192, 64), "output": output, "positions": STARTS} | options
+    return functional.multi_head_attention(x, cache=held, device=Idle(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2.0}, r"window must be an integer, not 2\.0"),
+        ({"window": "x"}, "window must be an integer, not 'x'"),
+        ({"scale": "x"}, "scale must be a number, not 'x'"),
+        ({"scale": math.nan}, "scale must be a finite float32 number, not nan"),
+        ({"scale": 1e300}, "scale must be a finite float32 number"),
+        ({"qkv": None}, "qkv weight must be a pair"),
+        ({"qkv": functional.Projections(W, None, W)}, "k weight must be a pair"),
+        ({"positions": torch.tensor([2**31 - 1], dtype=torch.int32)}, "positions must be below"),
+    ],
+)
+def test_a_whole_block_is_refused_before_its_cache_is_written(options, message):
+    held = cache()
+    with pytest.raises(UserError, match=message):
+        block(held, **options)
+    assert not held.k.any()
+
+
+def test_attention_refuses_what_is_no_cache_and_no_window():
+    q, lengths = ROWS, torch.full((1,), 2, dtype=torch.int32)
+    with pytest.raises(UserError, match="cache must be what kv_cache"):
+        functional.attention(q, None, lengths, device=Idle())
+    with pytest.raises(UserError, match=r"window must be an integer, not 2\.0"):
+        functional.attention(q, cache(), lengths, window=2.0, device=Idle())
+    with pytest.raises(UserError, match=r"bias must be QKV"):
+        functional.qkv_projection(X, W, W, W, bias=(torch.ones(32),), device=Idle())
+    with pytest.raises(UserError, match="heads must be an integer"):
+        functional.fused_qkv_projection(X, weight(96, 64), 1.0, 1, 32, device=Idle())
+    with pytest.raises(UserError, match=r"x must be a torch\.Tensor"):
+        functional.attention_output_projection(None, W, device=Idle())
+
+
+def test_a_window_past_every_position_is_none():
+    held, lengths = cache(), torch.full((1,), 2, dtype=torch.int32)
+    functional.kv_cache_append(held, ROWS, ROWS, STARTS)
+    assert torch.equal(
+        functional.attention(ROWS, held, lengths, window=2**40), functional.attention(ROWS, held, lengths)
+    )

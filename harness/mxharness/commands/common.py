@@ -63,15 +63,15 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on standard output; rows that do not fit the terminal are folded, never cut."""
+    """Print a table on standard output; what does not fit the terminal is folded, never cut, names not at all."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     click.secho(title, bold=True)
     table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()

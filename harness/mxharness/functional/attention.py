@@ -11,10 +11,18 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import check_activations, check_vector, check_weight, device_of
+from mxharness.functional.common import (
+    check_activations,
+    check_pair,
+    check_tensor,
+    check_vector,
+    check_weight,
+    device_of,
+    integer,
+)
 from mxharness.functional.gemm import gemm, gemm_bias
-from mxharness.functional.kv_cache import KVCache, check_cache, kv_cache_append
-from mxharness.functional.rope import Rope, apply_rope, check_heads, check_rope, check_starts
+from mxharness.functional.kv_cache import KVCache, check_cache, check_layout, kv_cache_append
+from mxharness.functional.rope import Rope, apply_rope, check_heads, check_rope, check_scale, check_starts, check_window
 from mxharness.mxfp4 import Quantized
 
 
@@ -47,12 +55,19 @@ def qkv_projection(
 
     bias: three float32 vectors (N). Raises as `gemm`.
     """
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
+    _check_three(bias)
     for i, weight in enumerate((q, k, v)):  # all of them, before the first is multiplied
         _check_linear(device, x, weight, None if bias is None else bias[i], "qkv"[i])
     if bias is None:
         return QKV(*(gemm(x, weight, device=device) for weight in (q, k, v)))
     return QKV(*(gemm_bias(x, w, b, device=device) for w, b in zip((q, k, v), bias, strict=True)))
+
+
+def _check_three(bias: QKV | None) -> None:
+    """UserError unless there is no bias or one each for queries, keys and values."""
+    if bias is not None and not (isinstance(bias, tuple) and len(bias) == 3):
+        raise UserError(f"bias must be QKV(q, k, v), not {type(bias).__name__}")
 
 
 def _check_linear(device: Device, x: torch.Tensor, weight: Quantized, bias: torch.Tensor | None, name: str) -> None:
@@ -77,10 +92,14 @@ def fused_qkv_projection(
     Returns views (M, H D), (M, Hkv D), (M, Hkv D) of one (M, N) buffer. bias (N) float32. Raises UserError where N is
     not (H + 2 Hkv) D, else as `gemm`.
     """
+    heads, kv_heads = integer(heads, "heads"), integer(kv_heads, "kv_heads")
+    head_dim = integer(head_dim, "head_dim")
+    weight = check_pair(weight)
     N = (heads + 2 * kv_heads) * head_dim
-    if min(heads, kv_heads, head_dim) < 1 or weight.codes.shape[0] != N:
+    if min(heads, kv_heads, head_dim) < 1 or weight.codes.ndim != 2 or weight.codes.shape[0] != N:
         raise UserError(
-            f"a fused weight for {heads} + 2 * {kv_heads} heads of {head_dim} has {N} rows, not {weight.codes.shape[0]}"
+            f"a fused weight for {heads} + 2 * {kv_heads} heads of {head_dim} has {N} rows, "
+            f"not {weight.codes.shape[0] if weight.codes.ndim else 0}"
         )
     whole = gemm(x, weight, device=device) if bias is None else gemm_bias(x, weight, bias, device=device)
     after_q, after_k = heads * head_dim, (heads + kv_heads) * head_dim
@@ -94,8 +113,9 @@ def attention_output_projection(
 
     Raises as `gemm`.
     """
-    if x.ndim < 3:
-        raise UserError(f"x must be (.., H, D), not {tuple(x.shape)}")
+    check_tensor(x, "x")
+    if x.ndim < 3 or 0 in x.shape:
+        raise UserError(f"x must be (.., H, D) with no size 0, not {tuple(x.shape)}")
     flat = x.reshape(-1, x.shape[-2] * x.shape[-1])
     y = gemm(flat, weight, device=device) if bias is None else gemm_bias(flat, weight, bias, device=device)
     return y.reshape(*x.shape[:-2], -1)
@@ -123,7 +143,8 @@ def attention(
     Raises UserError for shapes, dtypes or layouts that do not belong together, lengths below T (causal) or past the
     cache, pages that do not exist, a window below 1 or without causal.
     """
-    device = device_of(q, device)
+    device = device_of(q, device, "q")
+    check_layout(device, cache)
     stride = check_heads(device, q, "q")
     B, T, H, D = q.shape
     if (B, D, q.dtype) != (cache.batch, cache.head_dim, cache.dtype) or H % cache.kv_heads:
@@ -131,7 +152,9 @@ def attention(
             f"q must be {cache.dtype} ({cache.batch}, T, a multiple of {cache.kv_heads}, {cache.head_dim}) for this "
             f"cache, not {q.dtype} {tuple(q.shape)}"
         )
-    if window is not None and (window < 1 or not causal):
+    window = check_window(window)
+    scale = check_scale(scale, D)
+    if window is not None and not causal:
         raise UserError(f"a window must be at least 1 and causal, not {window} with causal={causal}")
     check_starts(device, lengths, B, "lengths")
     if causal and int(lengths.min()) < T:
@@ -143,7 +166,7 @@ def attention(
     device.launch(
         "attention.cu", f"attention_{cache.kernel}", (-(-rows // 16), cache.kv_heads, B), (128,),
         y, q, cache.k, cache.v, cache.k_scales, cache.v_scales, cache.table, lengths, sinks, T, H, cache.kv_heads, D,
-        stride, cache.page, cache.columns, float(D**-0.5 if scale is None else scale), int(causal), window or 0,
+        stride, cache.page, cache.columns, scale, int(bool(causal)), window or 0,
     )  # fmt: skip
     return y
 
@@ -201,7 +224,17 @@ def grouped_query_attention(
 
 def _heads(qkv: Quantized | Projections, cache: KVCache) -> int:
     """H, from the weights; UserError where they do not fit the cache."""
+    if not isinstance(cache, KVCache):
+        raise UserError(f"cache must be what kv_cache() gives, not {type(cache).__name__}")
+    check_layout(device_of(cache.k, None, "the cache's k"), cache)
     D, Hkv = cache.head_dim, cache.kv_heads
+    if isinstance(qkv, Projections):
+        qkv = Projections(*(check_pair(weight, name) for weight, name in zip(qkv, "qkv", strict=True)))
+    else:
+        qkv = check_pair(qkv, "qkv")
+    for weight in qkv if isinstance(qkv, Projections) else (qkv,):
+        if weight.codes.ndim != 2:
+            raise UserError(f"codes must be (N, K/2), not {tuple(weight.codes.shape)}")
     if isinstance(qkv, Projections):
         rows = [weight.codes.shape[0] for weight in qkv]
         wrong = rows[1] != Hkv * D or rows[2] != Hkv * D
@@ -231,8 +264,9 @@ def stages(
     device: Device | None,
 ) -> dict[str, torch.Tensor]:
     """Every intermediate of grouped_query_attention: q, k, v, rotated, heads, y; the cache is written in place."""
-    device = device_of(x, device)
+    device = device_of(x, device, "x")
     heads, D = _heads(qkv, cache), cache.head_dim
+    qkv = qkv if isinstance(qkv, Projections) else check_pair(qkv)
     if x.ndim != 3 or 0 in x.shape or x.shape[0] != cache.batch or x.dtype != cache.dtype:
         raise UserError(f"x must be {cache.dtype} ({cache.batch}, T, K) for this cache, not {x.dtype} {tuple(x.shape)}")
     B, T, K = x.shape
@@ -243,8 +277,7 @@ def stages(
     if rope is not None:
         check_rope(device, rope, D, int(lengths.max()))
     check_vector(device, sinks, (heads,), torch.float32, "sinks")
-    if window is not None and window < 1:
-        raise UserError(f"a window must be at least 1, not {window}")
+    window, scale = check_window(window), check_scale(scale, D)
     N, columns = check_weight(device, output, name="output")
     if columns != heads * D:
         raise UserError(f"output codes must be (N, {heads * D // 2}), not {tuple(output.codes.shape)}")

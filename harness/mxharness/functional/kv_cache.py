@@ -139,7 +139,7 @@ def kv_cache_append(
     and for two sequences that would write the same page.
     """
     device = device_of(k, device, "k")
-    _check_layout(device, cache)
+    check_layout(device, cache)
     strides = check_heads(device, k, "k"), check_heads(device, v, "v")
     want = (cache.batch, k.shape[1], cache.kv_heads, cache.head_dim)
     for name, x in (("k", k), ("v", v)):
@@ -168,7 +168,7 @@ def kv_cache_read(
     Raises UserError for a length outside the cache and for pages that do not exist.
     """
     device = device_of(cache.k if isinstance(cache, KVCache) else torch.empty(0), device, "k")
-    _check_layout(device, cache)
+    check_layout(device, cache)
     length = cache.length if length is None else integer(length, "length")
     if not 1 <= length <= cache.length:
         raise UserError(f"a length must be at least 1 and the cache has room for {cache.length}, not {length}")
@@ -188,7 +188,7 @@ def kv_cache_read(
 
 def check_cache(device: Device, cache: KVCache, ends: torch.Tensor) -> None:
     """UserError unless sequence b has room for ends[b] positions, in pages that exist."""
-    _check_layout(device, cache)
+    check_layout(device, cache)
     if int(ends.max()) > cache.length:
         raise UserError(f"the cache has room for {cache.length} positions, {int(ends.max())} are needed")
     if cache.table is not None:
@@ -199,7 +199,7 @@ def check_cache(device: Device, cache: KVCache, ends: torch.Tensor) -> None:
             raise UserError(f"the table names page {wrong}; the cache has the pages 0 to {cache.k.shape[0] - 1}")
 
 
-def _check_layout(device: Device, cache: KVCache) -> None:
+def check_layout(device: Device, cache: KVCache) -> None:
     """UserError unless the tensors of a cache are those that `kv_cache` would make for its sizes."""
     if not isinstance(cache, KVCache):
         raise UserError(f"cache must be what kv_cache() gives, not {type(cache).__name__}")

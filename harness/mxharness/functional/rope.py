@@ -13,7 +13,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors, device_of, integer, number
+from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors, device_of, integer, number, single
 
 ORDERS = {"half": 0, "interleaved": 1}
 """Which elements of a row form a pair: i and i + D/2 (Llama, transformers, gpt-oss), or 2i and 2i + 1 (GPT-J, GGUF)."""
@@ -164,3 +164,20 @@ def check_rope(device: Device, rope: Rope, D: int, end: int) -> int:
     if end > table.shape[0]:
         raise UserError(f"the rope table holds {table.shape[0]} positions, {end} are needed")
     return ORDERS[rope.order]
+
+
+def check_window(window: int | None) -> int | None:
+    """The window, 2^30 where it is larger and hides nothing. UserError unless it is None or a positive integer."""
+    if window is None:
+        return None
+    if integer(window, "window") < 1:
+        raise UserError(f"a window must be at least 1, not {window}")
+    return min(integer(window, "window"), _MOST_POSITIONS)
+
+
+def check_scale(scale: float | None, D: int) -> float:
+    """D^-1/2 by default, as float32. UserError for what is no finite number."""
+    value = single(D**-0.5 if scale is None else scale, "scale")
+    if not math.isfinite(value):
+        raise UserError(f"scale must be a finite float32 number, not {scale}")
+    return value

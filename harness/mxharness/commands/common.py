@@ -12,6 +12,8 @@ import click
 from mxharness.errors import UserError
 
 PASS, MISMATCH, USAGE = 0, 1, 2
+_SHORT = 36
+"""A first column of names up to so many characters is not folded: a name is there to be copied."""
 
 _INSTALL = {
     "torch": "pip install torch==2.13.0 (on a machine without a GPU add --index-url https://download.pytorch.org/whl/cpu)",
@@ -63,15 +65,17 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on standard output; what does not fit the terminal is folded, never cut, names not at all."""
+    """Print a table on standard output; what does not fit the terminal is folded, never cut; short names stay whole."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     click.secho(title, bold=True)
     table = Table(box=None, pad_edge=False)
+    rows = list(rows)
+    short_names = max((len(str(row[0])) for row in rows), default=0) <= _SHORT
     for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=i == 0)
+        table.add_column(column, overflow="fold", no_wrap=i == 0 and short_names)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()

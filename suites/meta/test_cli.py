@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mxharness import cli, record
+from mxharness import cli, paths, record
 from mxharness.op import Outcome
 
 COMMANDS = (
@@ -17,6 +17,15 @@ COMMANDS = (
     *((name,) for name in sorted(cli.commands.commands)),
     *(("baseline", name) for name in ("create", "compare", "list")),
 )
+
+
+def test_a_run_that_becomes_a_baseline_is_not_compared_with_the_one_before():
+    from mxharness.commands.running import Request, pytest_arguments
+
+    plain, blessing = (pytest_arguments(Request(blessing=flag), "host") for flag in (False, True))
+    assert [part for part in blessing if part not in plain] == [str(paths.suites() / "test_regression.py")]
+    assert (paths.suites() / "test_regression.py").is_file()
+
 
 HEAVY = ("torch", "numpy", "pandas", "matplotlib", "jinja2", "rich", "hypothesis", "pycuda", "datasets", "pytest")
 

@@ -5,7 +5,10 @@ The stated errors were measured over all 2^32 inputs; here every binade, every b
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -112,3 +115,36 @@ def test_the_header_states_the_same_errors():
     text = (paths.kernels() / "math.cuh").read_text()
     stated = dict(re.findall(r"// .*Error ([0-9.]+) ulp.*\n(?://.*\n)*__device__ inline float (\w+)32", text))
     assert {name: float(error) for error, name in stated.items()} == elementary.ULP
+
+
+# The bits of an H100
+
+
+def of_the_h100() -> dict[str, list[str]]:
+    """For each function a checksum of its results on each of the 256 ranges of 2^24 consecutive bit patterns."""
+    text = json.loads((Path(__file__).parent / "elementary_h100.json").read_text())
+    return {name: "".join(lines).split() for name, lines in text["slices"].items()}
+
+
+def checksum(y: torch.Tensor) -> str:
+    """Of float32 results in order; every NaN counts as the same."""
+    bits = torch.where(y.isnan(), torch.full_like(y, torch.nan), y).view(torch.int32).to(torch.int64)
+    weights = torch.arange(y.numel(), dtype=torch.int64, device=y.device) % 65_521 + 1
+    return hashlib.sha256(f"{int(bits.sum())} {int((bits * weights).sum())}".encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_results_are_an_h100s_bit_for_bit(name, device):
+    """Every input there is on a GPU; on the CPU numbers from 0.5 to 4 of both signs, where most happens."""
+    blessed = of_the_h100()[name]
+    assert len(blessed) == 256
+    whole = device.name == "cuda"
+    for place in range(256) if whole else (0x3F, 0x40, 0xBF):
+        patterns = torch.arange(place << 24, (place + 1) << 24, dtype=torch.int64)
+        x = device.upload(torch.where(patterns >= 2**31, patterns - 2**32, patterns).to(torch.int32)).view(
+            torch.float32
+        )
+        case = Case("elementary", (1, x.numel()), "bits", "fp32", options=(f"fn={name}",))
+        y = elementary.launch(device, case, {"x": x})["y"]
+        device.synchronize()
+        assert checksum(y) == blessed[place], f"{name} of the bit patterns from {place:#04x}000000 on"

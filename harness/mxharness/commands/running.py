@@ -47,6 +47,8 @@ class Request:
     """None: no perplexity."""
     windows: int | None = None
     """None: HOST_WINDOWS on the host device, perplexity.py's default on a GPU."""
+    blessing: bool = False
+    """The run becomes a baseline: it is not compared with the one before, which holds other cases and other bits."""
     quiet: bool = False
     """Progress goes to standard error, because standard output carries JSON."""
 
@@ -122,7 +124,9 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
         arguments += ["-k", request.expression]
     if request.workers:
         arguments += ["-n", request.workers]
-    return [*arguments, "--ignore", str(paths.suites() / "meta"), str(paths.suites())]
+    left_out = ["meta", *(["test_regression.py"] if request.blessing else [])]
+    arguments += [part for name in left_out for part in ("--ignore", str(paths.suites() / name))]
+    return [*arguments, str(paths.suites())]
 
 
 def _suites(request: Request, device: str) -> RunRecord:

@@ -68,15 +68,18 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
 
 
 def fuzz() -> st.SearchStrategy[Case]:
-    """Any sizes, every dtype, setting and arrangement."""
+    """Any sizes, every dtype, setting and arrangement.
+
+    Half has no room for wide data: an infinite up would meet a gate that vanishes in float32 and not in float64.
+    """
+    kinds = [(regime, dtype) for regime in REGIMES for dtype in DTYPES if (regime, dtype) != ("wide", "fp16")]
     return st.builds(
-        lambda M, width, regime, dtype, setting, halves, seed: Case(
-            "swiglu", (M, width), regime, dtype, seed=seed, options=tuple(sorted((setting, *halves)))
+        lambda M, width, kind, setting, halves, seed: Case(
+            "swiglu", (M, width), *kind, seed=seed, options=tuple(sorted((setting, *halves)))
         ),
         st.integers(1, 20),
         st.integers(8, 100),
-        st.sampled_from(REGIMES),
-        st.sampled_from(DTYPES),
+        st.sampled_from(kinds),
         st.sampled_from(tuple(SETTINGS)),
         st.sampled_from(((), ("halves",))),
         st.integers(0, 10_000),

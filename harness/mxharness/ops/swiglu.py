@@ -75,7 +75,7 @@ def fuzz() -> st.SearchStrategy[Case]:
     kinds = [(regime, dtype) for regime in REGIMES for dtype in DTYPES if (regime, dtype) != ("wide", "fp16")]
     return st.builds(
         lambda M, width, kind, setting, halves, seed: Case(
-            "swiglu", (M, width), *kind, seed=seed, options=tuple(sorted((setting, *halves)))
+            "swiglu", (M, width), regime=kind[0], dtype=kind[1], seed=seed, options=tuple(sorted((setting, *halves)))
         ),
         st.integers(1, 20),
         st.integers(8, 100),

@@ -158,7 +158,8 @@ def _families(record: RunRecord) -> list[Mapping[str, object]]:
     from markupsafe import Markup
 
     by_file: dict[str, dict[str, list[Outcome]]] = {}
-    for outcome in record.outcomes:
+    places = {op: place for place, op in enumerate(record.sources)}  # workers of a parallel run end in any order
+    for outcome in sorted(record.outcomes, key=lambda outcome: places.get(outcome.op, len(places))):
         by_file.setdefault(record.sources.get(outcome.op, outcome.op), {}).setdefault(outcome.op, []).append(outcome)
     families: list[Mapping[str, object]] = []
     for name, operators in by_file.items():

@@ -278,6 +278,20 @@ def test_the_plot_takes_its_colours_from_the_page_and_nothing_from_elsewhere() -
     assert svg == plot.ratio_svg("gemm", [plot.Point(64, 0.5, "fp32", passed=True)], "K")
 
 
+def test_operators_stand_by_kernel_file_in_their_own_order_however_they_ended() -> None:
+    names = ("quantize", "gemm", "gemm_bias")
+    outcomes = [replace(outcome(0, op=name), ties=3 if name == "gemm" else 0) for name in reversed(names)]
+    sources = {"quantize": "quantize.cu", "gemm": "gemm.cu", "gemm_bias": "gemm.cu"}
+    page = Page(report.render(replace(run(*outcomes), sources=sources)))
+    lines = page.lines[page.lines.index("By operator", 20) :]
+    assert [line for line in lines if line in (*names, "quantize.cu", "gemm.cu")][:9] == [
+        *("quantize.cu", "gemm.cu"),  # the contents
+        *("quantize.cu", "quantize", "quantize"),  # heading, row, plot
+        *("gemm.cu", "gemm", "gemm_bias", "gemm"),
+    ]
+    assert lines[lines.index("gemm") :][:9].count("3") == 1
+
+
 def test_the_contraction_length_is_the_axis_where_the_operator_has_one() -> None:
     assert "K, contraction length" in report.render(GOOD)
     assert "K, contraction length" not in report.render(replace(GOOD, axes={}))

@@ -27,6 +27,20 @@ def test_a_run_that_becomes_a_baseline_is_not_compared_with_the_one_before():
     assert (paths.suites() / "test_regression.py").is_file()
 
 
+def test_all_of_the_suites_take_the_cores_and_a_part_of_them_one_process(monkeypatch):
+    from mxharness.commands import running
+
+    def workers(**changes: object) -> str:
+        arguments = running.pytest_arguments(running.Request(**changes), "host")
+        return arguments[arguments.index("-n") + 1]
+
+    for cores, used in ((1, "1"), (3, "3"), (64, str(running.MOST_WORKERS))):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert workers() == used
+    assert workers(ops=("gemm",)) == workers(quick=True) == workers(expression="bf16") == "0"
+    assert workers(ops=("gemm",), workers="5") == workers(workers="5") == "5"
+
+
 HEAVY = ("torch", "numpy", "pandas", "matplotlib", "jinja2", "rich", "hypothesis", "pycuda", "datasets", "pytest")
 
 # Runs the command line where importing any package named in the first argument fails.

@@ -47,7 +47,6 @@ def test_a_run_records_every_check(tmp_path):
 
 
 def test_workers_report_to_the_controller(tmp_path):
-    pytest.importorskip("xdist", reason="pytest-xdist is not installed: parallel runs were not tested")
     code, output, record = run(tmp_path, GOOD, "--op", "dequant", "-n", "2")
     assert code == 0, output
     assert record["selected"] == record["executed"] == len(record["outcomes"]) > 7
@@ -132,7 +131,6 @@ def test_a_skipped_check_fails_the_run(tmp_path):
 
 
 def test_a_crashed_worker_fails_the_run(tmp_path):
-    pytest.importorskip("xdist", reason="pytest-xdist is not installed: a crashed worker was not tested")
     crash = GOOD.replace("    check(", "    import os\n    os._exit(3) if case.regime == 'cells' else None\n    check(")
     code, _, record = run(tmp_path, crash, "--op", "dequant", "-n", "2")
     assert code == 1

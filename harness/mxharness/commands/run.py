@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ import click
 
 from mxharness.commands import common
 from mxharness.commands.running import HOST_WINDOWS, RECORD, Request, execute, require_baseline, write_report
-from mxharness.errors import UserError
 from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
     """What pytest-xdist takes for -n."""
     if value and value != "auto" and not value.isdecimal():
         raise click.BadParameter(f"'{value}' is neither a whole number nor 'auto'")
-    if value and not find_spec("xdist"):
-        raise UserError("-n needs pytest-xdist: pip install pytest-xdist")
     return value
 
 
@@ -35,7 +31,7 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option("--quick", is_flag=True, help="Fewer cases and shorter fuzzing; the verdict says so.")
 @click.option("-k", "expression", default="", metavar="EXPR", help="Only checks that match, as in pytest -k.")
 @click.option(
-    "-n", "workers", default="", metavar="N|auto", callback=_workers, help="Worker processes (needs pytest-xdist)."
+    "-n", "workers", default="", metavar="N|auto", callback=_workers, help="Worker processes.  [default: all cores]"
 )
 @click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
 @click.option("--no-perplexity", is_flag=True, help="Leave the model out.")

@@ -26,6 +26,8 @@ RECORD = "run.json"
 REPORT = "report.html"
 HOST_WINDOWS = 4
 """Windows of text on the host device, where each takes most of a minute on two cores."""
+MOST_WORKERS = 8
+"""Each holds a torch of its own."""
 
 _USAGE, _NOTHING = 4, 5  # pytest's exit codes for bad arguments and for an empty selection
 
@@ -42,7 +44,7 @@ class Request:
     """pytest's -k."""
     quick: bool = False
     workers: str = ""
-    """pytest-xdist's -n; empty: one process."""
+    """pytest-xdist's -n; empty: one process for a part of the suites, one a core, MOST_WORKERS at most, for all."""
     model: str | None = "smollm2"
     """None: no perplexity."""
     windows: int | None = None
@@ -122,8 +124,8 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
         arguments.append("--quick")
     if request.expression:
         arguments += ["-k", request.expression]
-    if request.workers:
-        arguments += ["-n", request.workers]
+    part = request.ops or request.expression or request.quick  # seconds, and each worker takes some to start
+    arguments += ["-n", request.workers or ("0" if part else str(min(len(os.sched_getaffinity(0)), MOST_WORKERS)))]
     left_out = ["meta", *(["test_regression.py"] if request.blessing else [])]
     arguments += [part for name in left_out for part in ("--ignore", str(paths.suites() / name))]
     return [*arguments, str(paths.suites())]

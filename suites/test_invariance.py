@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxharness.errors import UserError
 from mxharness.judge import digest
 
-MOST = 2048
+MOST, CHEAPEST = 2048, 8
 ROWS = (1, 2, 7, 8, 9, 16, 33, 64, 128, 512, 1024)
 """Batch sizes to cut a case down to: both sides of every switch between kernels."""
 
@@ -39,9 +39,10 @@ def test_rows_do_not_depend_on_the_batch(op, outputs):
 
 
 def test_a_batch_of_2048_has_its_rows_bits(op, outputs):
-    """The cheapest case, its rows repeated until there are as many."""
+    """The cheapest cases, their rows repeated until there are as many."""
     made = {case: op.make_inputs(case) for case in op.cases}
-    for case in sorted(made, key=lambda case: sum(tensor.numel() for tensor in made[case].values())):
+    compared = 0
+    for case in sorted(made, key=lambda case: sum(tensor.numel() for tensor in made[case].values()))[:CHEAPEST]:
         inputs = made[case]
         whole = outputs(op, case, inputs)
         rows = next(iter(whole.values())).shape[0]
@@ -54,11 +55,9 @@ def test_a_batch_of_2048_has_its_rows_bits(op, outputs):
             many = outputs(op, case, tall)
         except UserError:  # rows that may not be given twice, as pages of a cache
             continue
+        compared += 1
         assert {tensor.shape[0] for tensor in many.values()} == {copies * rows}
-        for first in range(0, copies * rows, rows):
-            part = {name: tensor[first : first + rows] for name, tensor in many.items()}
-            assert digest(part) == digest(whole), (
-                f"{case}: {op.row_axis} {first} on differ in a batch of {copies * rows}"
-            )
-        return
-    raise AssertionError(f"no case of {op.name} can be repeated to {MOST} {op.row_axis}")
+        for name, tensor in many.items():
+            alike = digest({name: whole[name].repeat(copies, *(1,) * (tensor.ndim - 1))}) == digest({name: tensor})
+            assert alike, f"{case}: {name} differs in a batch of {copies * rows} {op.row_axis}: {case!r}"
+    assert compared > 0

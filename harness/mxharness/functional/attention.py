@@ -193,13 +193,13 @@ def multi_head_attention(
     (N, H D). Keys and values are written into the cache in place. Queries, keys, values and the heads' outputs are
     rounded to x's dtype. Raises UserError as `attention` and `kv_cache_append`, before the cache is written.
     """
-    if _heads(qkv, cache) != cache.kv_heads:
-        raise UserError(
-            f"multi_head_attention takes as many heads of queries as of keys, not {_heads(qkv, cache)} and "
-            f"{cache.kv_heads}; grouped_query_attention takes more"
-        )
-    options = {"bias": bias, "output_bias": output_bias, "rope": rope, "scale": scale, "window": window, "sinks": sinks}
-    return stages(x, qkv, output, cache, positions, **options, device=device)["y"]  # type: ignore[arg-type]  # by name
+    if (heads := _heads(qkv, cache)) != cache.kv_heads:
+        wanted = "multi_head_attention takes as many heads of queries as of keys"
+        raise UserError(f"{wanted}, not {heads} and {cache.kv_heads}; grouped_query_attention takes more")
+    return grouped_query_attention(
+        x, qkv, output, cache, positions, bias=bias, output_bias=output_bias, rope=rope, scale=scale, window=window,
+        sinks=sinks, device=device,
+    )  # fmt: skip
 
 
 def grouped_query_attention(
@@ -218,8 +218,10 @@ def grouped_query_attention(
     device: Device | None = None,
 ) -> torch.Tensor:
     """`multi_head_attention` with H = G Hkv heads of queries: head h attends to KV head h / G."""
-    options = {"bias": bias, "output_bias": output_bias, "rope": rope, "scale": scale, "window": window, "sinks": sinks}
-    return stages(x, qkv, output, cache, positions, **options, device=device)["y"]  # type: ignore[arg-type]  # by name
+    return stages(
+        x, qkv, output, cache, positions, bias=bias, output_bias=output_bias, rope=rope, scale=scale, window=window,
+        sinks=sinks, device=device,
+    )["y"]  # fmt: skip
 
 
 def _heads(qkv: Quantized | Projections, cache: KVCache) -> int:

@@ -154,7 +154,7 @@ def forward_stages(
     _check_activation(activation, GELU)
     check_vector(device, up_bias, (width,), torch.float32, "up_bias")
     check_vector(device, down_bias, (N,), torch.float32, "down_bias")
-    made = _hidden(device, x, None, up, up_bias, activation)
+    made = hidden_layer(device, x, None, up, up_bias, activation)
     made["y"] = _project(device, made["activated"], down, down_bias, x.dtype)
     return made
 
@@ -166,7 +166,7 @@ def swiglu_stages(
     device = device_of(x, device, "x")
     check_activations(device, x)
     _check_layer(device, x.shape[1], (up, gate), down)
-    made = _hidden(device, x, gate, up, None, "swiglu")
+    made = hidden_layer(device, x, gate, up, None, "swiglu")
     made["y"] = _project(device, made["activated"], down, None, x.dtype)
     return made
 
@@ -199,7 +199,7 @@ def residual_stages(
     check_residual(device, x, residual)
     normed = normalise(norm, x, norm_weight, norm_bias, eps, residual, device)
     made = {"normed": normed.pop("y"), **normed}
-    made |= _hidden(device, made["normed"], gate, up, None, activation)
+    made |= hidden_layer(device, made["normed"], gate, up, None, activation)
     made["down"] = _project(device, made["activated"], down, None, torch.float32)
     made["y"] = device.empty(tuple(x.shape), x.dtype)
     _each(device, f"add_residual_{ACTIVATIONS[x.dtype]}", made["y"], (made.get("sum", x), made["down"]))
@@ -230,7 +230,7 @@ def _project(
     return gemm_bias(x, weight, bias, out_dtype=dtype, device=device)
 
 
-def _hidden(
+def hidden_layer(
     device: Device,
     x: torch.Tensor,
     gate: Quantized | None,

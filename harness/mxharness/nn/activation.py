@@ -10,8 +10,7 @@ import torch
 from mxharness import functional
 from mxharness.errors import UserError
 from mxharness.functional.common import device_of, single
-from mxharness.functional.ffn import GELU
-from mxharness.functional.ffn import _hidden as hidden_layer  # the first half of ffn_forward, which this module is
+from mxharness.functional.ffn import GELU, hidden_layer
 from mxharness.nn.linear import MXFP4Linear, rows_of
 
 ACTIVATIONS = ("swiglu", *GELU)

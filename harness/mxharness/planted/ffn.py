@@ -80,7 +80,7 @@ FAULTS: tuple[Fault, ...] = (
         symptom="the hidden layer has no bias",
         change=FunctionChange(
             "mxharness.functional.ffn",
-            "_hidden",
+            "hidden_layer",
             "_project(device, x, up, up_bias, x.dtype)",
             "_project(device, x, up, None, x.dtype)",
         ),

@@ -140,7 +140,7 @@ def _compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: To
         return _permitted(output, expected.value, expected.permitted)
     if gate in ("bound", "composed") and expected.magnitude is not None:
         ceiling = tolerance.composed_ceiling if gate == "composed" else tolerance.ceiling
-        return _within_bound(output, expected, tolerance.unit_roundoff, ceiling)
+        return _within_bound(output, expected, tolerance, ceiling)
     refusal = ""
     want = expected.value
     if gate == "exact-arithmetic":
@@ -167,19 +167,20 @@ def _permitted(output: torch.Tensor, choice: torch.Tensor, permitted: torch.Tens
     return Verdict(~right, ratio, choice.double(), ties=int((right & (ids != choice)).sum()))
 
 
-def _within_bound(output: torch.Tensor, expected: Expected, unit_roundoff: float, ceiling: float) -> Verdict:
-    """|y - reference| <= gamma_n magnitude + slack + u_out (|reference| (1 + gamma_n) + slack) + eta.
+def _within_bound(output: torch.Tensor, expected: Expected, tolerance: Tolerance, ceiling: float) -> Verdict:
+    """|y - reference| <= gamma_n magnitude + slack + u_out (|reference| (1 + gamma_n) + slack) + eta, times a scale.
 
     NaN and Inf exactly where due.
     """
     if expected.magnitude is None:
         raise ValueError("a bound needs the magnitude of the sum")
-    gamma_n = gamma(expected.chain, unit_roundoff)
+    gamma_n = gamma(expected.chain, tolerance.unit_roundoff)
     y, want = output.double(), expected.value
     summed = gamma_n * expected.magnitude
     if expected.slack is not None:
         summed = summed + expected.slack * (1 + UNIT_ROUNDOFF[output.dtype])
     bound = summed + UNIT_ROUNDOFF[output.dtype] * want.abs() * (1 + gamma_n) + SMALLEST[output.dtype]
+    bound = tolerance.scale * bound
     largest = torch.finfo(output.dtype).max
     # A reference within its bound of the largest finite number may round to it or to Inf.
     may_overflow = want.abs() + bound > largest

@@ -111,6 +111,8 @@ class Tolerance:
     """Largest median bound/|reference| of a case that still proves something; past it the case is refused."""
     composed_ceiling: float = 0.0
     """The same for the whole function, whose bound carries every intermediate rounding."""
+    scale: float = 1.0
+    """Factor on the whole bound: 1, but in the replay of a failure that asks how far off it is (replay.py)."""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxharness import paths
+from mxharness.document import API_VERSION, Labelled, json_ready, read_document, revived
 from mxharness.errors import UserError
 from mxharness.op import Outcome
-from mxharness.record import API_VERSION, Labelled, RunRecord, json_ready, read_document, revived, verdict
+from mxharness.record import RunRecord, verdict
 
 Entry = dict[str, object]
 """One line of a baseline file: column name to string, integer or float."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mxharness import paths, plot
 from mxharness.baseline import LABELS
+from mxharness.document import Labelled, write_atomically
 from mxharness.drift import Change, Comparison
 from mxharness.op import GATES, Outcome
-from mxharness.record import Labelled, RunRecord, Verdict, is_right, verdict, write_atomically
+from mxharness.record import RunRecord, Verdict, is_right, verdict
 
 _MOST_FAILURES = 50
 _FEW = 5

@@ -18,9 +18,7 @@ _SHORT = 36
 _INSTALL = {
     "torch": "pip install torch==2.13.0 (on a machine without a GPU add --index-url https://download.pytorch.org/whl/cpu)",
     "pycuda": "pip install 'mxharness[cuda]'",
-    **dict.fromkeys(
-        ("datasets", "gguf", "huggingface_hub", "safetensors", "tokenizers"), "pip install 'mxharness[model]'"
-    ),
+    **dict.fromkeys(("datasets", "gguf", "huggingface_hub", "tokenizers"), "pip install 'mxharness[model]'"),
     **dict.fromkeys(("accelerate", "transformers", "xdist"), "pip install 'mxharness[test]'"),
 }
 
@@ -59,7 +57,7 @@ def file_error(error: OSError) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document on standard output."""
-    from mxharness.record import json_ready
+    from mxharness.document import json_ready
 
     click.echo(json.dumps(json_ready(document), indent=2, allow_nan=False, default=str))  # str: paths
 

@@ -14,10 +14,10 @@ from mxharness.errors import KernelFailure, UserError
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS
 
 if TYPE_CHECKING:
+    from mxharness.document import Labelled
     from mxharness.model.backend import Activations
     from mxharness.model.gguf import ModelFile
     from mxharness.perplexity import Result, Triple
-    from mxharness.record import Labelled
     from mxharness.text import Text
 
 Weights = Literal["all", "float32", "decoded", "mxfp4"]

@@ -20,7 +20,8 @@ from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from mxharness.drift import Comparison
-    from mxharness.record import Labelled, RunRecord, Skip
+    from mxharness.document import Labelled
+    from mxharness.record import RunRecord, Skip
 
 RECORD = "run.json"
 REPORT = "report.html"

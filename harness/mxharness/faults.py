@@ -7,26 +7,34 @@ operator whose cases must fail, and the check that must notice first.
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import CodeType
 from typing import Any
 from unittest import mock
 
 from mxharness import mxfp4
+from mxharness.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, cost, search, search_all
 from mxharness.device import Device, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.execution import Execution, execute
-from mxharness.judge import gates, judge
 from mxharness.op import Case, Op
 from mxharness.ops import find
 from mxharness.planted import FAULTS
 from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+from mxharness.sandbox import Lost, Sandbox, spread
+
+Matrix = dict[str, tuple[str, ...]]
+"""Fault name -> the detectors that see it."""
+LIMIT = 900.0
+"""Seconds after which a fault's process counts as hung; a kernel that hangs has a limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +102,42 @@ def _changed(function: Any, change: FunctionChange) -> CodeType:  # noqa: ANN401
     return code
 
 
-def run_fault(fault: Fault, device_name: str) -> FaultResult:
-    """Plant one fault and run the operator's checks until one fails; the healthy kernel must pass that case."""
-    started = time.monotonic()
-    device_name = "host" if fault.undefined else device_name
-    op = find(fault.op)
-    count, detector, message = 0, "", ""
+def seek(fault: Fault, device_name: str) -> Search:
+    """Plant one fault in this process and run the operator's checks until one fails."""
     with planted(fault, device_name) as device:
-        for case in op.cases:
-            inputs = op.make_inputs(case)
-            execution = execute(op, case, device, inputs)
-            for gate in gates(op, case):
-                count += 1
-                outcome = judge(op, case, gate, device.device_class, inputs, execution)
-                if not outcome.passed:
-                    detector, message = _detector(gate, execution), outcome.message
-                    break
-            if detector:
-                break
-    if detector and (failing := _failing(op, case, open_device(device_name))):
+        return search([(find(fault.op), case) for case in find(fault.op).cases], device)
+
+
+def seek_all(fault: Fault, device_name: str) -> tuple[str, ...]:
+    """Plant one fault in this process and try every detector: the names of those that see it."""
+    with planted(fault, device_name) as device:
+        seen = search_all([(find(fault.op), case) for case in find(fault.op).cases], device)
+    return tuple(name for name in DETECTORS if name in seen)
+
+
+def where(fault: Fault, device_name: str) -> str:
+    """The device that a fault is planted on."""
+    return "host" if fault.undefined else device_name
+
+
+def run_fault(fault: Fault, device_name: str, sandbox: Sandbox | None = None) -> FaultResult:
+    """Plant one fault in a process of its own, where it may crash or hang; the healthy kernel must pass that case.
+
+    sandbox: the process to use; by default one that is kept for all faults.
+    """
+    started = time.monotonic()
+    sandbox = sandbox or _sandbox()
+    device_name = where(fault, device_name)
+    healthy = open_device(device_name)
+    try:
+        found = sandbox.call(seek, fault, device_name)
+    except Lost as lost:
+        found = Search(Finding("crash", None, str(lost)), 1)
+    finding = found.finding
+    if finding is not None and finding.detector in ("crash", "memory") and healthy.name == "cuda":
+        sandbox.close()  # an error on the GPU stays with the process
+    detector, message = (finding.detector, finding.message) if finding else ("", "")
+    if finding and (failing := _failing(find(fault.op), finding.case, healthy, finding.detector)):
         detector, message = "", f"without the fault the same case fails too, which proves nothing: {failing}"
     return FaultResult(
         name=fault.name,
@@ -122,26 +147,62 @@ def run_fault(fault: Fault, device_name: str) -> FaultResult:
         seen_in=fault.seen_in,
         symptom=fault.symptom,
         message=message,
-        checks=count,
+        checks=found.checks,
         seconds=round(time.monotonic() - started, 3),
-        device=device.device_class,
+        device=healthy.device_class,
     )
 
 
-def _detector(gate: str, execution: Execution) -> str:
-    if not execution.outputs:
-        return "crash"
-    return "memory" if execution.violations else gate
+@cache
+def _sandbox() -> Sandbox:
+    return Sandbox(LIMIT)
 
 
-def _failing(op: Op, case: Case, device: Device) -> str:
-    """The message of the first gate that the healthy kernel fails; empty when it passes all."""
-    inputs = op.make_inputs(case)
-    execution = execute(op, case, device, inputs)
-    outcomes = [judge(op, case, gate, device.device_class, inputs, execution) for gate in gates(op, case)]
-    return next((outcome.message for outcome in outcomes if not outcome.passed), "")
+def _failing(op: Op, case: Case | None, device: Device, detector: str) -> str:
+    """What a healthy kernel fails with in a case, the cheapest where it is not known; empty when it passes."""
+    case = case or min(op.cases, key=cost)
+    only = OF_AN_EXECUTION if detector in OF_AN_EXECUTION else DETECTORS
+    finding = search([(op, case)], device, only).finding
+    return finding.message if finding else ""
 
 
 def run_faults(device_name: str = "auto", names: Sequence[str] | None = None) -> list[FaultResult]:
     """Plant each fault in turn, all of FAULTS or those named. UserError for a name that does not exist."""
     return [run_fault(fault, device_name) for fault in select(names)]
+
+
+def matrix(device_name: str = "auto", names: Sequence[str] | None = None, processes: int = 1) -> Matrix:
+    """Every detector tried on every fault: fault name -> the detectors that see it."""
+    tasks = [(fault, where(fault, device_name)) for fault in select(names)]
+    rows: Matrix = {}
+    for (fault, _), seen in spread(_row, tasks, processes, LIMIT):
+        rows[fault.name] = ("crash",) if isinstance(seen, Lost) else seen
+    return dict(sorted(rows.items()))
+
+
+def _row(task: tuple[Fault, str]) -> tuple[str, ...]:
+    return seek_all(*task)
+
+
+def alone(rows: Matrix, without: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """For each detector the faults that no other one sees; `without`: detectors that are not there at all."""
+    left = {name: set(seen) - set(without) for name, seen in rows.items()}
+    return {
+        detector: tuple(name for name, seen in left.items() if seen == {detector})
+        for detector in DETECTORS
+        if detector not in without
+    }
+
+
+def matrix_text(rows: Matrix, device_class: str) -> str:
+    """The table as committed: JSON, sorted, one fault a line."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(list(seen))}" for name, seen in sorted(rows.items()))
+    return f'{{"device": {json.dumps(device_class)}, "faults": {{\n{lines}\n}}}}\n'
+
+
+def read_matrix(path: Path) -> Matrix:
+    """A table that `matrix_text` wrote. UserError for what is none."""
+    try:
+        return {name: tuple(seen) for name, seen in json.loads(path.read_text())["faults"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"no table of faults: {path}; `mxharness faults --matrix --out FILE` writes one") from error

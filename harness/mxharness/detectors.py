@@ -1,0 +1,152 @@
+"""Every way in which the harness can notice that a kernel is wrong, tried on a device whose kernels may be broken.
+
+The order is the one of a run: what an execution leaves behind and the gates over all cases first, then the detectors
+that execute the cases again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mxharness.device import Device
+from mxharness.errors import KernelFailure, UserError
+from mxharness.execution import Execution, execute
+from mxharness.invariance import Run, differs_alone, differs_between_runs
+from mxharness.judge import digest, gates, judge
+from mxharness.op import GATES, Case, Gate, Op, Tensors
+
+OF_AN_EXECUTION = ("crash", "contract", "memory", *GATES)
+"""crash: no outputs, or the process died. contract: outputs that no kernel made, or of another name, shape or dtype,
+or arguments that the operator itself refuses. memory: writes and reads outside, inputs changed. And the gates."""
+DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance")
+
+Agreed = Callable[[Op, Case], str]
+"""The digest of the healthy kernel's outputs, which pass every gate."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One detector saw something."""
+
+    detector: str
+    case: Case | None
+    """None where the process died before it could say."""
+    message: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """What became of it."""
+
+    finding: Finding | None
+    checks: int
+    """Run until something was found."""
+
+
+def cost(case: Case) -> int:
+    """Roughly how long a case takes."""
+    product = 1
+    for size in case.shape:
+        product *= size
+    return product
+
+
+def cheapest_first(ops: Iterable[Op]) -> list[tuple[Op, Case]]:
+    """All cases of the operators, in the order that answers soonest."""
+    return sorted(((op, case) for op in ops for case in op.cases), key=lambda pair: cost(pair[1]))
+
+
+def search(
+    cases: Sequence[tuple[Op, Case]], device: Device, only: Sequence[str] = DETECTORS, agreed: Agreed | None = None
+) -> Search:
+    """Run detectors until one sees something.
+
+    agreed: where the outputs are the healthy kernel's bit for bit, the gates are known to pass and are not run.
+    """
+    checks = 0
+    for op, case in cases:
+        for finding in _of_an_execution(op, case, device, only, agreed):
+            checks += 1
+            if finding is not None:
+                return Search(finding, checks)
+    for name in only:
+        for op, case in cases if name in _AGAIN else ():
+            checks += 1
+            if finding := _again(name, op, case, device, strict=True):
+                return Search(finding, checks)
+    return Search(None, checks)
+
+
+def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:
+    """What each detector sees, by its name: every one of them is tried on every case until it sees something."""
+    found: dict[str, Finding] = {}
+    for op, case in cases:
+        left = [name for name in OF_AN_EXECUTION if name not in found]
+        for finding in _of_an_execution(op, case, device, left, None):
+            if finding is not None:
+                found.setdefault(finding.detector, finding)
+    for name in _AGAIN:
+        for op, case in cases:
+            if finding := _again(name, op, case, device, strict=False):
+                found[name] = finding
+                break
+    return found
+
+
+def _of_an_execution(
+    op: Op, case: Case, device: Device, only: Sequence[str], agreed: Agreed | None
+) -> Iterator[Finding | None]:
+    """One entry a check: what it found, or None."""
+    try:
+        inputs = op.make_inputs(case)
+        execution = execute(op, case, device, inputs)
+        problem = "crash" if not execution.outputs else "memory" if execution.violations else ""
+        if problem:
+            yield Finding(problem, case, f"{op.name} {case}: {'; '.join(execution.violations)}; {case!r}")
+            if problem == "crash":
+                return
+        if agreed is not None and not problem and digest(execution.outputs) == agreed(op, case):
+            yield None
+            return
+        clean = replace(execution, violations=())
+        for gate in gates(op, case):
+            if gate in only:
+                yield _judged(op, case, gate, device, inputs, clean)
+    except (AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
+        if "contract" in only:
+            yield Finding("contract", case, f"{op.name} {case}: {error}; {case!r}")
+
+
+def _judged(op: Op, case: Case, gate: Gate, device: Device, inputs: Tensors, execution: Execution) -> Finding | None:
+    outcome = judge(op, case, gate, device.device_class, inputs, execution)
+    return None if outcome.passed else Finding(gate, case, outcome.message)
+
+
+def _again(name: str, op: Op, case: Case, device: Device, *, strict: bool) -> Finding | None:
+    """What the detector sees. strict: an execution that fails counts, which those of a single one may have told."""
+    try:
+        message = _AGAIN[name](op, case, _run_on(device))
+    except (KernelFailure, AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
+        message = f"{op.name} {case}: executed again: {error}; {case!r}" if strict else ""
+    return Finding(name, case, message) if message else None
+
+
+def _run_on(device: Device) -> Run:
+    def run(op: Op, case: Case, inputs: Tensors, *, poison: int = 0xFF) -> Tensors:
+        execution = execute(op, case, device, inputs, poison=poison)
+        if execution.violations or not execution.outputs:
+            raise KernelFailure("; ".join(execution.violations))
+        return execution.outputs
+
+    return run
+
+
+def _alone(op: Op, case: Case, run: Run) -> str:
+    return differs_alone(op, case, run)[0]
+
+
+_AGAIN: Mapping[str, Callable[[Op, Case, Run], str]] = {
+    "repeatability": differs_between_runs,
+    "invariance": _alone,
+}

@@ -8,14 +8,26 @@
 // `step` says this in integers for one element. `step_row` does the same for a row of columns with vector
 // instructions wherever E is far from the ends of float32's range, and calls `step` elsewhere.
 // With CPU_FLOAT32_MMA the sum is plain float32 fused multiply-add in ascending k: faster, other bits.
+// With CPU_MMA_STEP and its three neighbours below `step` is another GPU's unit, so that what finds a unit's parameters
+// can be tried where there is no such GPU.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
+#ifdef CPU_MMA_STEP
+#define CPU_MMA_OTHER_UNIT
+#else
+#define CPU_MMA_STEP 16            // products added at once
+#define CPU_MMA_FRACTION_BITS 25   // kept below the largest exponent
+#define CPU_MMA_ALIGNMENT 0        // of a term: 0 toward zero, 1 toward minus infinity, 2 to nearest even
+#define CPU_MMA_ROUNDING 0         // of the sum: 0 toward zero, 2 to nearest even
+#endif
+
 namespace cpu {
 
+constexpr int STEP = CPU_MMA_STEP, FRACTION_BITS = CPU_MMA_FRACTION_BITS;
 constexpr int ZERO_EXPONENT = -10000;     // below every sum of real exponents
 constexpr int SPECIAL_EXPONENT = 30000;   // Inf and NaN: above every real exponent, also when times zero
 
@@ -47,11 +59,20 @@ inline std::int64_t significand_of(float x, int e) {
     return static_cast<std::int64_t>(std::ldexp(static_cast<double>(std::fabs(x)), 23 - e));
 }
 
+// magnitude / 2^shift of a number with this sign, rounded as `rule` says; shift > 0.
+inline std::int64_t shifted(std::int64_t magnitude, int shift, bool negative, int rule) {
+    if (shift > 62) return rule == 1 && negative && magnitude != 0;
+    const std::int64_t kept = magnitude >> shift, lost = magnitude - (kept << shift), half = std::int64_t{1} << (shift - 1);
+    if (rule == 1) return kept + (negative && lost != 0);
+    if (rule == 2) return kept + (lost > half || (lost == half && (kept & 1)));
+    return kept;
+}
+
 inline float step(float c, const float* a, const float* b, int b_stride, int smallest) {
     int largest = exponent_of(c, -126);
     bool special = largest == SPECIAL_EXPONENT;
     float special_sum = c;
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < STEP; ++k) {
         const float x = a[k], y = b[k * b_stride];
         const int ea = exponent_of(x, smallest), eb = exponent_of(y, smallest);
         if (ea == SPECIAL_EXPONENT || eb == SPECIAL_EXPONENT) {
@@ -66,29 +87,30 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
     }
     if (largest < ZERO_EXPONENT / 2) return 0.0f;
 
-    std::int64_t sum = 0;  // in units of 2^(largest - 25)
+    std::int64_t sum = 0;  // in units of 2^(largest - FRACTION_BITS)
     const auto add = [&](std::int64_t magnitude, int shift, bool negative) {
-        const std::int64_t term = shift <= 0 ? magnitude * (std::int64_t{1} << -shift) : shift > 62 ? 0 : magnitude >> shift;
+        const std::int64_t term = shift <= 0 ? magnitude * (std::int64_t{1} << -shift)
+                                             : shifted(magnitude, shift, negative, CPU_MMA_ALIGNMENT);
         sum += negative ? -term : term;
     };
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < STEP; ++k) {
         const float x = a[k], y = b[k * b_stride];
         if (x == 0 || y == 0) continue;
         const int ea = exponent_of(x, smallest), eb = exponent_of(y, smallest);
-        add(significand_of(x, ea) * significand_of(y, eb), largest + 21 - ea - eb, std::signbit(x) != std::signbit(y));
+        add(significand_of(x, ea) * significand_of(y, eb), largest + 46 - FRACTION_BITS - ea - eb, std::signbit(x) != std::signbit(y));
     }
     if (c != 0) {
         const int ec = exponent_of(c, -126);
-        add(significand_of(c, ec), largest - 2 - ec, std::signbit(c));
+        add(significand_of(c, ec), largest + 23 - FRACTION_BITS - ec, std::signbit(c));
     }
     if (sum == 0) return 0.0f;
 
     std::int64_t magnitude = sum < 0 ? -sum : sum;
     const int top = 63 - __builtin_clzll(static_cast<unsigned long long>(magnitude));
-    int unit = top - 23 + largest - 25;  // exponent of the result's last place
+    int unit = top - 23 + largest - FRACTION_BITS;  // exponent of the result's last place
     if (unit < -149) unit = -149;
-    const int shift = unit - (largest - 25);
-    magnitude = shift >= 0 ? magnitude >> shift : magnitude << -shift;
+    const int shift = unit - (largest - FRACTION_BITS);
+    magnitude = shift > 0 ? shifted(magnitude, shift, sum < 0, CPU_MMA_ROUNDING) : magnitude << -shift;
     const double value = std::ldexp(static_cast<double>(magnitude), unit);
     const float result = value >= 0x1p128 ? std::numeric_limits<float>::infinity() : static_cast<float>(value);
     return sum < 0 ? -result : result;
@@ -174,6 +196,11 @@ template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
     for (int m = 0; m < rows; ++m)
         for (int k = 0; k < 16; ++k)
             for (int n = 0; n < columns; ++n) d[m][n] = std::fma(a[m][k], b[k][n], d[m][n]);
+#elif defined(CPU_MMA_OTHER_UNIT)
+    for (int m = 0; m < rows; ++m)
+        for (int n = 0; n < columns; ++n)
+            for (int k = 0; k < 16; k += STEP)
+                d[m][n] = step(d[m][n], a[m] + k, &b[k][n], columns, Operand<T>::smallest_exponent);
 #else
     constexpr int smallest = Operand<T>::smallest_exponent;
     alignas(64) int a_exponent[rows][16], b_exponent[16][columns];

@@ -22,6 +22,7 @@ from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import compiler, compiler_version, headers
 from mxharness.errors import KernelFailure, Unavailable, UserError
+from mxharness.tensor_core import Unit
 
 FLAGS = (
     "-std=c++17",
@@ -87,7 +88,18 @@ def _runtime(folder: str) -> ctypes.CDLL:
     return library
 
 
-def compile_library(sources: Sources, name: str, *, fast: bool) -> Path:
+def _unit_flags(unit: Unit) -> list[str]:
+    """Compile kernels/host/tensor_core.h as `unit`, of which it takes the first four fields."""
+    rules = {"truncate": 0, "floor": 1, "nearest": 2}
+    return [
+        f"-DCPU_MMA_STEP={unit.step}",
+        f"-DCPU_MMA_FRACTION_BITS={unit.fraction_bits}",
+        f"-DCPU_MMA_ALIGNMENT={rules[unit.alignment]}",
+        f"-DCPU_MMA_ROUNDING={rules[unit.rounding]}",
+    ]
+
+
+def compile_library(sources: Sources, name: str, *, fast: bool, unit: Unit | None = None) -> Path:
     """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise."""
     folder = sources.folder()
     signature = "(const unsigned* grid, const unsigned* block, void* const* arguments)"
@@ -98,7 +110,7 @@ def compile_library(sources: Sources, name: str, *, fast: bool) -> Path:
         for kernel in sources.kernels(name)
     )
     text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
-    flags = [*FLAGS, *(["-DCPU_FLOAT32_MMA"] if fast else [])]
+    flags = [*FLAGS, *(["-DCPU_FLOAT32_MMA"] if fast else []), *(_unit_flags(unit) if unit else [])]
     command = [compiler(), *flags, "-x", "c++", "-I", str(folder), *_include(), "-"]
     key = (text, sources.digest(name), *flags, *_tool_key())
     return compiled("host", ".so", key, lambda out: _build([*command, "-o", str(out)], text, f"kernels/{name}"))
@@ -111,8 +123,9 @@ class HostDevice:
     device_class = "host"
     torch_device = torch.device("cpu")
 
-    def __init__(self, sources: Sources, *, fast: bool) -> None:
+    def __init__(self, sources: Sources, *, fast: bool, unit: Unit | None = None) -> None:
         self.sources = sources
+        self.unit = unit
         self.fast = fast
         self.arithmetic = "float32" if fast else "tensor-core"
         self._libraries: dict[str, ctypes.CDLL] = {}
@@ -161,7 +174,8 @@ class HostDevice:
 
     def _library(self, source: str) -> ctypes.CDLL:
         if source not in self._libraries:
-            self._libraries[source] = ctypes.CDLL(str(compile_library(self.sources, source, fast=self.fast)))
+            library = compile_library(self.sources, source, fast=self.fast, unit=self.unit)
+            self._libraries[source] = ctypes.CDLL(str(library))
         return self._libraries[source]
 
 
@@ -177,8 +191,11 @@ def _three(sizes: tuple[int, ...]) -> ctypes.Array[ctypes.c_uint]:
     return (ctypes.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
 
 
-def open_device(sources: Sources | None = None, *, fast: bool = False) -> HostDevice:
-    """The host device; Unavailable, saying what to install, where it cannot be had."""
+def open_device(sources: Sources | None = None, *, fast: bool = False, unit: Unit | None = None) -> HostDevice:
+    """The host device; Unavailable, saying what to install, where it cannot be had.
+
+    unit: another tensor core than Hopper's, for trying `mxharness probe` on it.
+    """
     if reason := missing():
         raise Unavailable(reason)
-    return HostDevice(sources or shipped(), fast=fast)
+    return HostDevice(sources or shipped(), fast=fast, unit=unit)

@@ -86,6 +86,10 @@ class RunRecord:
     faults: tuple[Labelled, ...] | None = None
     """Per planted fault: name, caught (bool), detector. None: not run."""
     tests: OtherTests = OtherTests()
+    known: tuple[Labelled, ...] = ()
+    """Failures that the ledger lists (ledger.py): check, reason, expires, where."""
+    ledger: tuple[str, ...] = ()
+    """What the ledger itself gets wrong, a sentence each; any fails the run."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def verdict(record: RunRecord) -> Verdict:
     if record.faults is not None:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         parts.append(f"{caught} of {len(record.faults)} planted faults caught")
+    if record.known:
+        parts.append(_count(len(record.known), "known failure"))
     skipped = sum(skip.count for skip in record.skipped) + record.tests.skipped
     if skipped:
         parts.append(f"{skipped} skipped")
@@ -160,10 +166,16 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
 def _failure_reasons(record: RunRecord) -> list[str]:
     """Every result that is wrong, grouped."""
     reasons = []
-    failed = Counter(outcome.op for outcome in record.outcomes if not is_right(outcome))
+    known = {row.get("check") for row in record.known}
+    failed = Counter(
+        outcome.op
+        for outcome in record.outcomes
+        if not is_right(outcome) and f"{outcome.case} {outcome.gate}" not in known
+    )
     if failed:
         by_op = ", ".join(f"{op} {count}" for op, count in sorted(failed.items()))
         reasons.append(f"{_count(failed.total(), 'check')} failed: {by_op}")
+    reasons += record.ledger
     bad = [str(row.get("name", "?")) for row in record.perplexity if not perplexity_holds(row)]
     if bad:
         reasons.append(f"perplexity out of tolerance: {_names(bad)}")
@@ -204,15 +216,18 @@ def save(record: RunRecord, path: Path) -> None:
 def load(path: Path) -> RunRecord:
     """Read what `save` wrote. Raises UserError, one sentence, for a missing, damaged or newer file."""
     document = read_document(path, "run record")
+    document = {"known": [], "ledger": [], **document}  # which the first records did not have
     try:
         values = {field.name: document[field.name] for field in fields(RunRecord)}
         values["seconds"] = float(values["seconds"])
-        values["outcomes"] = tuple(_outcome(row) for row in values["outcomes"])
+        values["outcomes"] = tuple(outcome_of(row) for row in values["outcomes"])
         values["axes"] = dict(values["axes"])
         values["skipped"] = tuple(Skip(**row) for row in values["skipped"])
         values["filters"] = tuple(values["filters"])
         values["perplexity"] = tuple(revived(row) for row in values["perplexity"])
         values["faults"] = None if values["faults"] is None else tuple(dict(row) for row in values["faults"])
+        values["known"] = tuple(dict(row) for row in values["known"])
+        values["ledger"] = tuple(map(str, values["ledger"]))
         tests = dict(values["tests"])
         values["tests"] = OtherTests(**{**tests, "failures": tuple(Failure(**row) for row in tests["failures"])})
         return RunRecord(**values)
@@ -220,7 +235,8 @@ def load(path: Path) -> RunRecord:
         raise UserError(f"{path} is not a complete run record ({type(error).__name__}: {error})") from error
 
 
-def _outcome(row: Mapping[str, Any]) -> Outcome:
+def outcome_of(row: Mapping[str, Any]) -> Outcome:
+    """A verdict read back; KeyError, TypeError or ValueError for what is none."""
     values = dict(row, shape=tuple(row["shape"]))
     for name in ("ratio", "max_ulp", "nmse"):
         values[name] = float(values[name])

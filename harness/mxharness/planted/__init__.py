@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from mxharness.planted import attention, decoding, embedding, ffn, gemm, kv_cache, lm_head, moe, norm
+from mxharness.planted import (
+    attention,
+    decoding,
+    embedding,
+    encoding,
+    ffn,
+    gemm,
+    kv_cache,
+    lm_head,
+    moe,
+    narrow,
+    norm,
+    paths,
+)
 from mxharness.planted.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *decoding.FAULTS,
+    *encoding.FAULTS,
     *gemm.FAULTS,
+    *paths.FAULTS,
     *norm.FAULTS,
     *ffn.FAULTS,
     *embedding.FAULTS,
@@ -15,4 +30,5 @@ FAULTS: tuple[Fault, ...] = (
     *attention.FAULTS,
     *kv_cache.FAULTS,
     *moe.FAULTS,
+    *narrow.FAULTS,
 )

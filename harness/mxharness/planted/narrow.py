@@ -1,0 +1,64 @@
+"""Faults that hide from all detectors but one: what each of them is there for."""
+
+from __future__ import annotations
+
+from mxharness.planted.fault import Fault, KernelChange
+
+_SCALE_BYTE = "    scales[block] = static_cast<std::uint8_t>(s);"
+_ADD = "    return __fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale));"
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        name="chunks-of-another-length",
+        seen_in="generic: a retuned kernel",
+        symptom="within every bound, and other bits than any other schedule: sums are cut at 256 instead of 128",
+        change=KernelChange("mma.cuh", "static constexpr int chunk = 128;", "static constexpr int chunk = 256;"),
+        op="gemm",
+        detector="predicted",
+    ),
+    Fault(
+        name="accumulators-lose-four-bits",
+        seen_in="generic: accumulators packed for an exchange",
+        symptom="within the bound, inexact where the sum would be exact: the last four bits of a total are dropped",
+        change=KernelChange(
+            "gemm.cuh",
+            _ADD,
+            _ADD.replace("return ", "return __uint_as_float(0xfffffff0u & __float_as_uint(").replace(";", "));"),
+        ),
+        op="gemm",
+        detector="predicted",
+    ),
+    Fault(
+        name="root-by-batch",
+        seen_in="flashinfer issue 3559",
+        symptom="within the bound, and other bits in a batch: from three rows on a coarser square root is taken",
+        change=KernelChange(
+            "norm.cu",
+            "    const float inverse = rsqrt32(__fadd_rn(square, eps));\n",
+            "    float inverse = rsqrt32(__fadd_rn(square, eps));\n"
+            "    if (gridDim.x > 2) inverse = __uint_as_float(__float_as_uint(inverse) & 0xfffffff0u);\n",
+        ),
+        op="rms_norm",
+        detector="invariance",
+    ),
+    Fault(
+        name="padding-scale-written",
+        seen_in="generic: scale tensors padded to a tile",
+        symptom="right, and somebody else's memory changes: one more scale byte is written than there are blocks",
+        change=KernelChange(
+            "quantize.cu",
+            _SCALE_BYTE,
+            _SCALE_BYTE + "\n    if (block + 1 == R * blocks) scales[block + 1] = 127;",
+        ),
+        op="quantize",
+        detector="memory",
+    ),
+    Fault(
+        name="broken-block-keeps-its-old-scale",
+        seen_in="kernels whose output lies in uninitialised memory",
+        symptom="right where the buffer holds 0xFF already: the scale byte of a NaN block is never written",
+        change=KernelChange("quantize.cu", _SCALE_BYTE, "    if (s != 255)" + _SCALE_BYTE[3:]),
+        op="quantize",
+        detector="repeatability",
+    ),
+)

@@ -17,6 +17,7 @@ from mxharness.commands.baseline import baseline
 from mxharness.commands.checks import faults, probe
 from mxharness.commands.look import info, list_
 from mxharness.commands.perplexity import fetch, perplexity
+from mxharness.commands.replay import replay
 from mxharness.commands.report import report
 from mxharness.commands.run import run
 from mxharness.errors import UserError
@@ -32,7 +33,7 @@ def commands() -> None:
     """
 
 
-for command in (run, list_, info, fetch, perplexity, baseline, faults, probe, report):
+for command in (run, list_, info, fetch, perplexity, baseline, faults, probe, replay, report):
     commands.add_command(command)
 
 

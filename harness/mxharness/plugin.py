@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Check = Callable[[Op, Case, Gate], Outcome]
 
+OUT = "mxharness-out"
+"""The folder in the working directory that results go to where none is named."""
 QUICK = 4
 """--quick keeps one check in this many."""
 
@@ -35,13 +37,15 @@ _RAN = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--device, --op, --quick, --report."""
+    """--device, --op, --quick, --report, --failures."""
     group = parser.getgroup("mxharness", "MXFP4 kernels")
     group.addoption("--device", default="auto", help="where kernels run: auto, host or cuda (default: auto)")
     only = "only this operator, or all of FILE.cu; repeatable"
     group.addoption("--op", action="append", default=[], metavar="NAME", help=only)
     group.addoption("--quick", action="store_true", help=f"one check in {QUICK} of every operator and gate")
     group.addoption("--report", metavar="DIR", help="write run.json, the record of this run, into DIR")
+    kept = "save what fails below DIR (default: failures in --report's folder, or in mxharness-out)"
+    group.addoption("--failures", metavar="DIR", help=kept)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -183,15 +187,22 @@ def check(device: Device, request: pytest.FixtureRequest) -> Check:
     """Run a case, judge it, record the verdict, and fail with the judge's message."""
     from hypothesis import reject
 
+    from mxharness import repro
     from mxharness.execution import execute
     from mxharness.judge import judge
 
+    config = request.config
+    failures = Path(config.getoption("--failures") or Path(config.getoption("--report") or OUT) / repro.FOLDER)
     recorded = _is_check(request.node)
 
     def run(op: Op, case: Case, gate: Gate) -> Outcome:
         __tracebackhide__ = True
         inputs = op.make_inputs(case)
-        outcome = judge(op, case, gate, device.device_class, inputs, execute(op, case, device, inputs))
+        execution = execute(op, case, device, inputs)
+        outcome = judge(op, case, gate, device.device_class, inputs, execution)
+        if not outcome.passed and (recorded or not outcome.refused):  # of a random case the last, smallest one stays
+            name = f"{case}-{gate}" if recorded else request.node.nodeid
+            outcome = repro.keep(failures, name, op, case, gate, device, inputs, execution.outputs, outcome)
         if recorded:
             request.node.user_properties.append(("outcome", asdict(outcome)))
         if outcome.refused and not recorded:  # a random case without evidence; Hypothesis fails where most are so

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 REPORT = "report.html"
+FAILURES = "failures"
 HOST_WINDOWS = 4
 """Windows of text on the host device, where each takes most of a minute on two cores."""
 MOST_WORKERS = 8
@@ -139,6 +140,7 @@ def _suites(request: Request, device: str) -> RunRecord:
     with tempfile.TemporaryDirectory() as folder:  # an earlier run's record stays until this one has ended
         path = Path(folder) / RECORD
         arguments = pytest_arguments(dataclasses.replace(request, out=path.parent), device)
+        arguments += ["--failures", str((request.out / FAILURES).absolute())]
         done = subprocess.run(
             # -P keeps the working directory off sys.path
             (sys.executable, "-P", "-m", "pytest", *arguments),

@@ -1,7 +1,7 @@
 """The one comparison: is this output right, element by element, and if not, where and how badly.
 
-NaN and Inf are counted before any maximum is taken. Every bound is per element (Tolerance in op.py); no bound is ever
-collapsed to one number per tensor.
+compare.py compares one output, evidence.py refuses what proves nothing, message.py says what is wrong and what it looks
+like, localise.py asks the kernel itself where along K.
 """
 
 from __future__ import annotations
@@ -9,33 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from mxharness import regimes
-from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, gamma
-from mxharness.execution import Execution, as_bytes
-from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors, Tolerance
-from mxharness.pattern import describe
-
-_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """On one output tensor."""
-
-    bad: torch.Tensor
-    """bool, the output's shape."""
-    ratio: torch.Tensor
-    """float64, error / bound; 0 where bitwise equal, inf where a bitwise gate fails or a NaN or Inf is wrong."""
-    want: torch.Tensor
-    """float64, the reference."""
-    refusal: str = ""
-    """Why the case proves nothing; empty when it does."""
-    ties: int = 0
-    """Permitted ids that are not the reference's own choice."""
+from mxharness import localise, measures, regimes
+from mxharness.compare import compare, largest_of
+from mxharness.device import Device
+from mxharness.execution import Execution, as_bytes, execute
+from mxharness.message import compose
+from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors
 
 
 def gates(op: Op, case: Case) -> tuple[Gate, ...]:
@@ -52,14 +35,26 @@ def gates(op: Op, case: Case) -> tuple[Gate, ...]:
     return tuple(found)
 
 
-def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, execution: Execution) -> Outcome:
-    """The verdict on one execution under one gate."""
+def judge(
+    op: Op,
+    case: Case,
+    gate: Gate,
+    device_class: str,
+    inputs: Tensors,
+    execution: Execution,
+    device: Device | None = None,
+) -> Outcome:
+    """The verdict on one execution under one gate.
+
+    device: where it ran. A failing contraction is then run again there on parts of its inputs, and the message says
+    where along K it goes wrong.
+    """
     outputs = execution.outputs
     verdicts = {}
     if outputs:
         expected = _expected(op, case, gate, inputs, outputs)
         _check_forms(op, case, gate, outputs, expected)
-        verdicts = {name: _compare(outputs[name], expected[name], gate, op.tolerance) for name in expected}
+        verdicts = {name: compare(outputs[name], expected[name], gate, op.tolerance) for name in expected}
     bad = sum(int(verdict.bad.sum()) for verdict in verdicts.values())
     elements = sum(outputs[name].numel() for name in verdicts)
     floats = [outputs[name] for name in verdicts if outputs[name].is_floating_point()]
@@ -67,6 +62,7 @@ def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, ex
     inf = sum(int(tensor.isinf().sum()) for tensor in floats)
     refusals = [verdict.refusal for verdict in verdicts.values() if verdict.refusal]
     passed = bool(outputs) and bad == 0 and not execution.violations and not refusals
+    wants = {name: (outputs[name], verdict.want) for name, verdict in verdicts.items()}
     outcome = Outcome(
         case=str(case),
         op=op.name,
@@ -80,18 +76,51 @@ def judge(op: Op, case: Case, gate: Gate, device_class: str, inputs: Tensors, ex
         bad=bad,
         nan=nan,
         inf=inf,
-        ratio=max((_largest(verdict.ratio) for verdict in verdicts.values()), default=math.inf),
-        max_ulp=max((_ulps(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
-        nmse=max((_nmse(outputs[name], verdict.want) for name, verdict in verdicts.items()), default=math.inf),
+        ratio=max((largest_of(verdict.ratio) for verdict in verdicts.values()), default=math.inf),
+        max_ulp=max((measures.ulps(*pair) for pair in wants.values()), default=math.inf),
+        nmse=max((measures.nmse(*pair) for pair in wants.values()), default=math.inf),
         ties=sum(verdict.ties for verdict in verdicts.values()),
         refused=bool(outputs) and bool(refusals) and bad == 0 and not execution.violations,
         digest=digest(outputs),
         inputs=digest(inputs),
         message="",
+        line=max((verdict.line for verdict in verdicts.values()), default=math.inf),
+        chain=max((verdict.chain for verdict in verdicts.values()), default=0),
+        high_ratio=max((measures.high_ratio(verdict.ratio) for verdict in verdicts.values()), default=math.inf),
+        cosine=min((measures.cosine(*pair) for pair in wants.values()), default=0.0),
     )
     if passed:
         return outcome
-    return replace(outcome, message=_message(op, case, gate, outputs, verdicts, [*execution.violations, *refusals]))
+    places = op.places(case, {**outputs, **inputs}) if op.places and outputs else {}
+
+    def along_k(name: str) -> str:
+        searched = device is not None and op.operands is not None and not execution.violations
+        return _along_k(op, case, gate, inputs, name, device) if searched and device is not None else ""
+
+    sentences = [*execution.violations, *refusals]
+    return replace(outcome, message=compose(op, case, gate, outputs, verdicts, sentences, places, along_k))
+
+
+def _along_k(op: Op, case: Case, gate: Gate, inputs: Tensors, output: str, device: Device) -> str:
+    """Where along K an output goes wrong: see localise.py. Empty for what is no contraction."""
+    operands = op.operands(case) if op.operands else {}
+    if output not in operands or gate == "composed":
+        return ""
+    operand = operands[output]
+
+    def fails(part: torch.Tensor) -> bool | None:
+        kept = {**inputs, operand.name: part}
+        execution = execute(op, case, device, kept)
+        if execution.violations or not execution.outputs:
+            return None
+        expected = _expected(op, case, gate, kept, execution.outputs)[output]
+        return bool(compare(execution.outputs[output], expected, gate, op.tolerance).bad.any())
+
+    trial = localise.Trial(inputs[operand.name], operand, fails)
+    found = [localise.along_k(trial)]
+    if gate == "predicted":
+        found.append(localise.first_step(trial))
+    return ", ".join(text for text in found if text)
 
 
 def digest(tensors: Tensors) -> str:
@@ -133,152 +162,3 @@ def _check_forms(op: Op, case: Case, gate: Gate, outputs: Tensors, expected: Map
         want = (tuple(reference.value.shape), reference.dtype or reference.value.dtype)
         if got != want:
             raise AssertionError(f"{op.name} {case}: output {name} is {got[0]} {got[1]}, should be {want[0]} {want[1]}")
-
-
-def _compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: Tolerance) -> Verdict:
-    if expected.permitted is not None:
-        return _permitted(output, expected.value, expected.permitted)
-    if gate in ("bound", "composed") and expected.magnitude is not None:
-        ceiling = tolerance.composed_ceiling if gate == "composed" else tolerance.ceiling
-        return _within_bound(output, expected, tolerance, ceiling)
-    refusal = ""
-    want = expected.value
-    if gate == "exact-arithmetic":
-        if not torch.equal(want.to(torch.float32).double(), want):
-            refusal = "the exact result does not fit float32, so this case proves nothing about the kernel's arithmetic"
-        want = want.to(torch.float32).to(output.dtype)
-    same = (output == want) if not output.is_floating_point() else _same_bits(output, want)
-    ratio = torch.where(same, 0.0, torch.inf).double()
-    return Verdict(~same, ratio, want.double(), refusal)
-
-
-def _same_bits(output: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Bitwise, but for the payload of NaN, which no standard fixes."""
-    integer = _INTEGERS[output.dtype]
-    return (output.view(integer) == want.view(integer)) | (output.isnan() & want.isnan())
-
-
-def _permitted(output: torch.Tensor, choice: torch.Tensor, permitted: torch.Tensor) -> Verdict:
-    """Ids: the reference's own choice, or one that its bounds cannot tell from it."""
-    ids = output.long()
-    known = (ids >= 0) & (ids < permitted.shape[-1])
-    right = known & permitted.gather(-1, ids.where(known, 0).unsqueeze(-1)).squeeze(-1)
-    ratio = torch.where(right, 0.0, torch.inf).double()
-    return Verdict(~right, ratio, choice.double(), ties=int((right & (ids != choice)).sum()))
-
-
-def _within_bound(output: torch.Tensor, expected: Expected, tolerance: Tolerance, ceiling: float) -> Verdict:
-    """|y - reference| <= gamma_n magnitude + slack + u_out (|reference| (1 + gamma_n) + slack) + eta, times a scale.
-
-    NaN and Inf exactly where due.
-    """
-    if expected.magnitude is None:
-        raise ValueError("a bound needs the magnitude of the sum")
-    gamma_n = gamma(expected.chain, tolerance.unit_roundoff)
-    y, want = output.double(), expected.value
-    summed = gamma_n * expected.magnitude
-    if expected.slack is not None:
-        summed = summed + expected.slack * (1 + UNIT_ROUNDOFF[output.dtype])
-    bound = summed + UNIT_ROUNDOFF[output.dtype] * want.abs() * (1 + gamma_n) + SMALLEST[output.dtype]
-    bound = tolerance.scale * bound
-    largest = torch.finfo(output.dtype).max
-    # A reference within its bound of the largest finite number may round to it or to Inf.
-    may_overflow = want.abs() + bound > largest
-    right_inf = y.isinf() & (y.sign() == want.sign()) & may_overflow
-    due_nan = want.isnan()
-    # A partial sum may pass float32's range though the whole does not: no bound holds there.
-    out_of_range = expected.magnitude.isfinite() & (expected.magnitude * (1 + gamma_n) >= 2.0**128)
-    error = (y - want).abs()
-    ordinary = y.isfinite() & want.isfinite()
-    ratio = torch.where(ordinary & ~bound.isnan(), error / bound, torch.inf)
-    ratio = torch.where(right_inf | (due_nan & y.isnan()) | out_of_range, 0.0, ratio)
-    judged = ordinary & (want != 0)
-    refusal = ""
-    if out_of_range.double().mean() > 0.5:
-        refusal = "most partial sums may overflow: this case proves nothing"
-    if judged.any():
-        looseness = float((bound[judged] / want[judged].abs()).median())
-        if looseness > ceiling:
-            refusal = (
-                f"the median bound is {looseness:.2g} of the reference, past the ceiling of {ceiling:g}: "
-                "this case proves nothing"
-            )
-    return Verdict(ratio > 1, ratio, want, refusal)
-
-
-def _largest(ratio: torch.Tensor) -> float:
-    return float(ratio.max()) if ratio.numel() else math.inf
-
-
-def _ulps(output: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest distance to the correctly rounded reference in units in the last place; inf for a NaN that is not due."""
-    if not output.is_floating_point():
-        return float((output.double() - want).abs().max())
-    integer = _INTEGERS[output.dtype]
-    rounded = want.to(torch.float32).to(output.dtype)
-    keep = output.isfinite() & rounded.isfinite()
-    if bool((rounded.isfinite() & ~output.isfinite()).any()):
-        return math.inf
-    if not keep.any():
-        return 0.0
-
-    def ordered(x: torch.Tensor) -> torch.Tensor:
-        bits = x.view(integer).long()
-        return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
-
-    return float((ordered(output)[keep] - ordered(rounded)[keep]).abs().max())
-
-
-def _nmse(output: torch.Tensor, want: torch.Tensor) -> float:
-    """Sum of squared errors over sum of squared references, finite references; inf for a NaN that is not due."""
-    keep = output.double().isfinite() & want.isfinite()
-    if bool((want.to(torch.float32).to(output.dtype).double().isfinite() & ~keep).any()):
-        return math.inf
-    y, reference = output.double()[keep], want[keep]
-    scale = reference.abs().max() if reference.numel() else torch.tensor(0.0)
-    if scale == 0:
-        return 0.0 if not y.any() else math.inf
-    return float(((y - reference) / scale).square().sum() / (reference / scale).square().sum())
-
-
-def _message(
-    op: Op, case: Case, gate: Gate, outputs: Tensors, verdicts: Mapping[str, Verdict], sentences: list[str]
-) -> str:
-    """What, where, how bad, what to paste."""
-    sizes = "x".join(map(str, case.shape))
-    parts = list(sentences)
-    for name, verdict in verdicts.items():
-        count = int(verdict.bad.sum())
-        if count:
-            parts.append(_describe(op, gate, name, outputs[name], verdict, count))
-    return f"{op.name} {sizes}: {'; '.join(parts)}; paste into {op.name}.CASES: {case!r}"
-
-
-def _describe(op: Op, gate: Gate, name: str, output: torch.Tensor, verdict: Verdict, count: int) -> str:
-    reason = {
-        "bound": f"past the bound ({op.tolerance.why})",
-        "composed": f"past the whole function's bound ({op.tolerance.why})",
-        "exact": f"not the exact value ({op.tolerance.why})",
-        "exact-arithmetic": "not the one right value (every partial sum is exact, so any order gives the same bits)",
-        "predicted": "not the predicted bits (another order, another rounding or a fault)",
-    }[gate]
-    special = ""
-    if output.is_floating_point():
-        wrong_nan = int((output.isnan() & ~verdict.want.isnan()).sum())
-        wrong_inf = int((output.isinf() & verdict.bad).sum())
-        special = "".join(
-            f", {number} of them {what}" for number, what in ((wrong_nan, "NaN"), (wrong_inf, "Inf")) if number
-        )
-    distance = torch.where(verdict.bad, (output.double() - verdict.want).abs().nan_to_num(torch.inf), -1.0)
-    worst_by = torch.where(verdict.bad, verdict.ratio, -1.0) if gate in ("bound", "composed") else distance
-    flat = int(worst_by.argmax())
-    place = [int(i) for i in torch.unravel_index(torch.tensor(flat), output.shape)]
-    got, want = output.flatten()[flat].item(), verdict.want.flatten()[flat].item()
-    ratio = float(verdict.ratio.flatten()[flat])
-    bounded = gate in ("bound", "composed")
-    times = f", {ratio:.3g}x the bound" if bounded and math.isfinite(ratio) else ""
-    digits = ".6g" if bounded else ".9g"
-    return (
-        f"{count} of {output.numel()} elements of {name} {reason}{special}; "
-        f"worst {place}: got {got:{digits}}, should be {want:{digits}}{times}; pattern: {describe(verdict.bad)}"
-    )

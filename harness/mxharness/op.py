@@ -6,6 +6,7 @@ M tokens, N output features, K contraction length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -116,6 +117,16 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """An input with which an output is contracted: zeroing a part of it takes that part of K out of the sum."""
+
+    name: str
+    """Of the input; MXFP4 codes in bytes, or numbers."""
+    dims: int = 1
+    """How many of its last dimensions together are K."""
+
+
+@dataclass(frozen=True)
 class Op:
     """One consumer of MXFP4 weights: everything the suites need to judge it."""
 
@@ -142,6 +153,11 @@ class Op:
     golden gets; None where the operator has none."""
     composed: Callable[[Case, Tensors], Mapping[str, Expected]] | None = None
     """The whole function's references for its last outputs, from the inputs alone; None for a single stage."""
+    places: Callable[[Case, Tensors], Mapping[str, Mapping[str, torch.Tensor]]] | None = None
+    """What the place of an element means, by output and by name: "head", "expert", "K block" (pattern.Places), from
+    the tensors that golden gets. None: its indices."""
+    operands: Callable[[Case], Mapping[str, Operand]] | None = None
+    """By output that is a contraction, the input to zero where a failure is sought along K; None: there is none."""
 
     def __str__(self) -> str:
         return self.name
@@ -186,4 +202,23 @@ class Outcome:
     ties: int = 0
     """Ids that are not the reference's own choice but permitted: their scores differ by less than their bounds."""
     refused: bool = False
-    """Failed for no other reason than that the case proves nothing: its bound is too wide."""
+    """Failed for no other reason than that the case proves nothing: a bound that is too wide, degenerate data."""
+    line: float = 0.0
+    """Largest error over what the probabilistic line allows, lambda sqrt(n) u magnitude and the output's rounding
+    (bounds.py); above 1 it has drifted, which is recorded and no failure. As `ratio` where the gate is bitwise."""
+    chain: int = 0
+    """Length n of the longest chain of roundings behind a bound."""
+    high_ratio: float = 0.0
+    """The 99.9th percentile of error / bound."""
+    cosine: float = 1.0
+    """Of the angle between output and reference, the smallest of all outputs. Blind to scale: for trends alone."""
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantisation noise in decibels: what nmse says."""
+        return -10 * math.log10(self.nmse) if self.nmse > 0 else math.inf
+
+    @property
+    def drifted(self) -> bool:
+        """Within the bound, but past the probabilistic line."""
+        return self.passed and self.line > 1

@@ -1,5 +1,7 @@
 """The two ways a command can end badly that are not a failed check."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """The caller asked for something that cannot be done.
@@ -15,3 +17,18 @@ class Unavailable(UserError):
 
 class KernelFailure(Exception):
     """A kernel did not end as it should: a barrier not reached by all threads, a fault on the GPU."""
+
+
+class OutOfBounds(KernelFailure):
+    """A kernel touched memory that it may not touch, or as it may not; "@" in the text stands for the address."""
+
+    def __init__(self, text: str, address: int) -> None:
+        super().__init__(text.replace("@", f"address {address:#x}"))
+        self.text = text
+        self.address = address
+
+    def at(self, place: str) -> OutOfBounds:
+        """The same with a name for the address, as "byte 3 past the end of input codes"."""
+        named = OutOfBounds(self.text.replace("@", place), self.address)
+        named.text = self.text
+        return named

@@ -2,9 +2,10 @@
 //
 // A fiber (a stack and a saved context) executes one CUDA thread after another without a switch as long as none
 // of them waits; only a thread that waits keeps its fiber. So a kernel without barriers costs one switch a block.
-#include "cuda_on_cpu.h"
+// With a seed the order is drawn instead: of blocks, of threads within a block, of who goes on after a wait.
+#include "runtime.h"
 
-#include <setjmp.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -12,220 +13,288 @@
 #include <immintrin.h>
 #endif
 
-#include <atomic>
 #include <condition_variable>
-#include <deque>
-#include <mutex>
-#include <string>
+#include <map>
+#include <new>
+#include <numeric>
 #include <thread>
-#include <vector>
+
+struct tls_index {
+    unsigned long module, offset;
+};
+extern "C" void* __tls_get_addr(tls_index* index);  // glibc's, in no header
 
 namespace cpu {
 
 thread_local Thread* self = nullptr;
+thread_local Worker* current_worker = nullptr;
 
 namespace {
 
-constexpr std::size_t stack_bytes = 64 * 1024;
-constexpr int warp_size = 32;
+std::uint64_t mixed(std::uint64_t x) {  // splitmix64
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
 
-struct Launch {
-    dim3 grid, block;
-    Body body;
-    void* const* arguments;
-    std::atomic<std::uint64_t> next_block{0};
-    std::uint64_t blocks = 0;
-    std::mutex error_lock;
-    std::string error;
-    std::atomic<bool> failed{false};
+std::string three(const uint3& at) {
+    return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
+}
 
-    void fail(std::string message) {
-        const std::lock_guard<std::mutex> guard(error_lock);
-        if (error.empty()) error = std::move(message);
-        failed = true;
-    }
-};
+}  // namespace
 
-struct Fiber {
-    jmp_buf context;
-    void* stack = nullptr;
-    bool started = false;
-    Thread thread;
-};
+std::string name_of(const uint3& thread, const uint3& block) {
+    return "thread " + three(thread) + " of block " + three(block);
+}
 
-struct Warp {
-    void* deposits[warp_size];
-    Fiber* waiting[warp_size];
-    int arrived = 0;
-};
+Worker::~Worker() {
+    if (stacks_ != 0) munmap(reinterpret_cast<void*>(stacks_), most_threads * stack_bytes);
+}
 
-class Worker {
-public:
-    ~Worker() {
-        for (Fiber* fiber : all_) {
-            munmap(fiber->stack, stack_bytes);
-            delete fiber;
-        }
-    }
-
-    // Runs blocks of `launch` until none is left.
-    void work(Launch& launch) {
-        launch_ = &launch;
+void Worker::work(Launch& launch) {
+    launch_ = &launch;
+    const SignalStack signal_stack;
 #if defined(__SSE2__)
-        const unsigned saved = _mm_getcsr();
-        _mm_setcsr(0x1f80);  // round to nearest, subnormals kept, whatever the caller's thread has set
+    const unsigned saved = _mm_getcsr();
+    _mm_setcsr(0x1f80);  // round to nearest, subnormals kept, whatever the caller's thread has set
 #endif
-        while (!launch.failed) {
-            const std::uint64_t index = launch.next_block.fetch_add(1);
-            if (index >= launch.blocks) break;
-            run_block(index);
-        }
-#if defined(__SSE2__)
-        _mm_setcsr(saved);
-#endif
+    prepare_shared();
+    if (launch.settings.checks != 0) check_launch_begin();
+    current_worker = this;
+    // A drawn order of blocks: a step that shares no divisor with their number visits each once.
+    const std::uint64_t seed = launch.settings.seed, drawn = mixed(seed);
+    std::uint64_t step = seed == 0 ? 1 : drawn % launch.blocks | 1;
+    while (std::gcd(step, launch.blocks) != 1) step += 2;
+    const std::uint64_t first = seed == 0 ? 0 : mixed(drawn) % launch.blocks;
+    while (!launch.failed) {
+        const std::uint64_t index = launch.next_block.fetch_add(1);
+        if (index >= launch.blocks) break;
+        run_block(static_cast<std::uint64_t>((first + static_cast<unsigned __int128>(step) * index) % launch.blocks));
     }
+    current_worker = nullptr;
+#if defined(__SSE2__)
+    _mm_setcsr(saved);
+#endif
+}
 
-    void barrier() {
-        at_barrier_.push_back(running_);
-        if (static_cast<int>(at_barrier_.size()) < threads_) return wait();
-        at_barrier_.pop_back();
+// Where the __shared__ variables of the launch's library lie for this operating-system thread.
+void Worker::prepare_shared() {
+    tls_index index{launch_->library.module, 0};
+    shared_ = index.module == 0 ? 0 : reinterpret_cast<std::uintptr_t>(__tls_get_addr(&index));
+}
+
+void Worker::barrier() {
+    in_runtime_ = 1;
+    at_barrier_.push_back(running_);
+    if (static_cast<int>(at_barrier_.size()) < threads_) {
+        wait();
+    } else {
+        ++epoch_;
+        if (launch_->settings.seed == 0) at_barrier_.pop_back();  // the last to arrive goes on at once
         ready_.insert(ready_.end(), at_barrier_.begin(), at_barrier_.end());
         at_barrier_.clear();
+        if (launch_->settings.seed != 0) wait();
     }
+    in_runtime_ = 0;
+}
 
-    void warp_collective(void* mine, Compute compute) {
-        Warp& warp = warps_[static_cast<std::size_t>(running_->thread.warp)];
-        const int lane = running_->thread.lane;
-        warp.deposits[lane] = mine;
-        warp.waiting[lane] = running_;
-        if (++warp.arrived < warp_size) return wait();
+void Worker::warp_collective(void* mine, Compute compute) {
+    in_runtime_ = 1;
+    Warp& warp = warps_[static_cast<std::size_t>(running_->thread.warp)];
+    const int lane = running_->thread.lane;
+    warp.deposits[lane] = mine;
+    warp.waiting[lane] = running_;
+    if (++warp.arrived < warp_size) {
+        wait();
+    } else {
+        in_runtime_ = 0;
         compute(warp.deposits);
+        in_runtime_ = 1;
         warp.arrived = 0;
+        const bool yields = launch_->settings.seed != 0;
         for (int i = 0; i < warp_size; ++i)
-            if (i != lane) ready_.push_back(warp.waiting[i]);
+            if (i != lane || yields) ready_.push_back(warp.waiting[i]);
+        if (yields) wait();
     }
+    in_runtime_ = 0;
+}
 
-private:
-    void run_block(std::uint64_t index) {
-        const dim3 grid = launch_->grid, block = launch_->block;
-        block_index_ = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
-                        static_cast<unsigned>(index / grid.x / grid.y)};
-        threads_ = static_cast<int>(block.x * block.y * block.z);
-        warps_.assign(static_cast<std::size_t>((threads_ + warp_size - 1) / warp_size), Warp{});
-        next_thread_ = finished_ = 0;
-        ready_.clear();
-        at_barrier_.clear();
-        if (_setjmp(home_) == 0)
-            if (Fiber* fiber = take_fiber()) resume(fiber);
-        self = nullptr;
-        if (finished_ == threads_ || launch_->failed) return abandon();
-        const std::size_t at_barrier = at_barrier_.size();
-        const std::size_t at_warp = static_cast<std::size_t>(threads_ - finished_) - at_barrier;
-        launch_->fail("block (" + std::to_string(block_index_.x) + ", " + std::to_string(block_index_.y) + ", " +
-                      std::to_string(block_index_.z) + ") never ends: " + std::to_string(finished_) + " of " +
-                      std::to_string(threads_) + " threads returned, " + std::to_string(at_barrier) +
-                      " wait at __syncthreads and " + std::to_string(at_warp) + " in a warp-wide operation");
-        abandon();
+void Worker::run_block(std::uint64_t index) {
+    const dim3 grid = launch_->grid, block = launch_->block;
+    block_index_ = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+                    static_cast<unsigned>(index / grid.x / grid.y)};
+    threads_ = static_cast<int>(block.x * block.y * block.z);
+    warps_.assign(static_cast<std::size_t>((threads_ + warp_size - 1) / warp_size), Warp{});
+    next_thread_ = finished_ = 0;
+    epoch_ = 0;
+    ++serial_;
+    block_ = static_cast<std::uint32_t>(index);
+    trap_ = Trap::none;
+    ready_.clear();
+    at_barrier_.clear();
+    if (launch_->settings.poison && shared_ != 0)
+        std::memset(reinterpret_cast<void*>(shared_), 0xFF, launch_->library.shared_bytes);
+    if (launch_->settings.seed != 0) {
+        random_ = mixed(launch_->settings.seed ^ mixed(index));
+        order_.resize(static_cast<std::size_t>(threads_));
+        std::iota(order_.begin(), order_.end(), 0);
+        for (std::size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random() % i]);
     }
+    if (_setjmp(home_) == 0)
+        if (Fiber* fiber = take_fiber()) resume(fiber);
+    in_runtime_ = 1;
+    if (trap_ != Trap::none) report_trap();
+    self = nullptr;
+    if (finished_ == threads_ || launch_->failed) return abandon();
+    const std::size_t at_barrier = at_barrier_.size();
+    const std::size_t at_warp = static_cast<std::size_t>(threads_ - finished_) - at_barrier;
+    launch_->fail("block " + three(block_index_) + " never ends: " + std::to_string(finished_) + " of " +
+                  std::to_string(threads_) + " threads returned, " + std::to_string(at_barrier) +
+                  " wait at __syncthreads and " + std::to_string(at_warp) + " in a warp-wide operation");
+    abandon();
+}
 
-    // Fibers that still wait begin afresh.
-    void abandon() {
-        if (finished_ == threads_) return;
-        for (Fiber* fiber : all_) fiber->started = false;
-        free_ = all_;
-    }
+void Worker::trap(Trap kind, std::uintptr_t address, int write) {
+    trap_ = kind;
+    trap_address_ = address;
+    trap_write_ = write;
+    _longjmp(home_, 1);
+}
 
-    // A fiber that runs nothing; nullptr, and a failed launch, where the system has no memory for its stack.
-    Fiber* take_fiber() {
-        if (!free_.empty()) {
-            Fiber* fiber = free_.back();
-            free_.pop_back();
-            return fiber;
+void Worker::stop(std::string message, std::uintptr_t address) {
+    in_runtime_ = 1;
+    launch_->fail(std::move(message), address);
+    message.~basic_string();  // the jump runs no destructor
+    _longjmp(home_, 1);
+}
+
+void Worker::report_trap() {
+    const std::string who = name_of(running_->thread.thread_index, block_index_);
+    const auto stack = reinterpret_cast<std::uintptr_t>(running_->stack);
+    if (trap_address_ - stack < stack_guard) trap_ = Trap::stack;
+    switch (trap_) {
+        case Trap::memory: {
+            const char* verb = trap_write_ < 0 ? " accessed @" : trap_write_ > 0 ? " wrote @" : " read @";
+            return launch_->fail(who + verb, trap_address_);
         }
-        constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK;
-        void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-        if (stack == MAP_FAILED || mprotect(stack, 4096, PROT_NONE) != 0) {  // an overflow must fault, not corrupt
-            launch_->fail("the system has no memory for another thread's stack");
-            return nullptr;
+        case Trap::stack:
+            return launch_->fail(who + " used more than its stack of " + std::to_string(stack_bytes / 1024) + " KiB");
+        case Trap::arithmetic: return launch_->fail(who + " divided an integer by zero");
+        case Trap::instruction: return launch_->fail(who + " reached an instruction that does not exist");
+        default: {
+            std::string seconds = std::to_string(launch_->settings.seconds);
+            seconds.resize(seconds.find('.') + 2);
+            launch_->fail("did not end within " + seconds + " s: " + who + " still runs");
         }
-        auto* fiber = new Fiber;
-        fiber->stack = stack;
-        all_.push_back(fiber);
+    }
+}
+
+// Fibers that still wait begin afresh.
+void Worker::abandon() {
+    if (finished_ == threads_) return;
+    for (Fiber* fiber : all_) fiber->started = false;
+    free_ = all_;
+}
+
+// A fiber that runs nothing; nullptr, and a failed launch, where the system has no memory for its stack.
+Fiber* Worker::take_fiber() {
+    if (!free_.empty()) {
+        Fiber* fiber = free_.back();
+        free_.pop_back();
         return fiber;
     }
-
-    [[noreturn]] void resume(Fiber* fiber) {
-        running_ = fiber;
-        self = &fiber->thread;
-        if (fiber->started) _longjmp(fiber->context, 1);
-        fiber->started = true;
-        ucontext_t fresh;
-        getcontext(&fresh);
-        fresh.uc_stack.ss_sp = fiber->stack;
-        fresh.uc_stack.ss_size = stack_bytes;
-        fresh.uc_link = nullptr;
-        current_ = this;
-        makecontext(&fresh, &Worker::fiber_main, 0);
-        setcontext(&fresh);
-        std::abort();  // setcontext does not return
+    if (stacks_ == 0) {
+        constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE;
+        void* range = mmap(nullptr, most_threads * stack_bytes, PROT_NONE, flags, -1, 0);
+        if (range != MAP_FAILED) stacks_ = reinterpret_cast<std::uintptr_t>(range);
     }
+    char* stack = reinterpret_cast<char*>(stacks_) + all_.size() * stack_bytes;
+    const std::size_t usable = stack_bytes - stack_guard;  // an overflow must fault, not corrupt
+    if (stacks_ == 0 || mprotect(stack + stack_guard, usable, PROT_READ | PROT_WRITE) != 0) {
+        launch_->fail("the system has no memory for another thread's stack");
+        return nullptr;
+    }
+    auto* fiber = new (stack + stack_bytes - (sizeof(Fiber) + 63) / 64 * 64) Fiber;
+    fiber->stack = stack;
+    all_.push_back(fiber);
+    return fiber;
+}
 
-    static void fiber_main() { current_->serve(); }
+void Worker::resume(Fiber* fiber) {
+    running_ = fiber;
+    self = &fiber->thread;
+    if (fiber->started) _longjmp(fiber->context, 1);
+    fiber->started = true;
+    ucontext_t fresh;
+    getcontext(&fresh);
+    fresh.uc_stack.ss_sp = fiber->stack;
+    fresh.uc_stack.ss_size = static_cast<std::size_t>(reinterpret_cast<char*>(fiber) - static_cast<char*>(fiber->stack));
+    fresh.uc_link = nullptr;
+    makecontext(&fresh, &Worker::fiber_main, 0);
+    setcontext(&fresh);
+    std::abort();  // setcontext does not return
+}
 
-    // The life of a fiber: take the next thread that has not begun; when none is left, let others run.
-    [[noreturn]] void serve() {
-        Fiber* mine = running_;
-        for (;;) {
-            while (next_thread_ < threads_) {
-                begin(mine->thread, next_thread_++);
-                launch_->body(launch_->arguments);
-                ++finished_;
-            }
-            free_.push_back(mine);
-            if (_setjmp(mine->context) == 0) go_on();
+void Worker::fiber_main() { current_worker->serve(); }
+
+// The life of a fiber: take the next thread that has not begun; when none is left, let others run.
+void Worker::serve() {
+    Fiber* mine = running_;
+    for (;;) {
+        while (next_thread_ < threads_ && !launch_->failed) {
+            const int next = next_thread_++;
+            begin(mine->thread, launch_->settings.seed == 0 ? next : order_[static_cast<std::size_t>(next)]);
+            in_runtime_ = 0;
+            launch_->body(launch_->arguments);
+            in_runtime_ = 1;
+            if (launch_->settings.checks != 0) check_block_end();
+            ++finished_;
         }
+        free_.push_back(mine);
+        if (_setjmp(mine->context) == 0) go_on();
     }
+}
 
-    void begin(Thread& thread, int index) const {
-        const dim3 block = launch_->block;
-        const auto i = static_cast<unsigned>(index);
-        thread.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-        thread.block_index = block_index_;
-        thread.block_size = block;
-        thread.grid_size = launch_->grid;
-        thread.lane = index % warp_size;
-        thread.warp = index / warp_size;
-    }
+void Worker::begin(Thread& thread, int index) const {
+    const dim3 block = launch_->block;
+    const auto i = static_cast<unsigned>(index);
+    thread.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    thread.block_index = block_index_;
+    thread.block_size = block;
+    thread.grid_size = launch_->grid;
+    thread.lane = index % warp_size;
+    thread.warp = index / warp_size;
+}
 
-    void wait() {
-        if (_setjmp(running_->context) == 0) {
-            if (next_thread_ < threads_) {
-                if (Fiber* fiber = take_fiber()) resume(fiber);
-                _longjmp(home_, 1);
-            }
-            go_on();
+std::uint64_t Worker::random() { return random_ = mixed(random_); }
+
+// Whether a thread that has not begun goes on next, rather than one that waited.
+bool Worker::begins_thread() {
+    if (next_thread_ >= threads_) return false;
+    return launch_->settings.seed == 0 || ready_.empty() || random() % 2 == 0;
+}
+
+void Worker::wait() {
+    if (launch_->settings.checks != 0) check_block_end();
+    if (_setjmp(running_->context) == 0) {
+        if (begins_thread()) {
+            if (Fiber* fiber = take_fiber()) resume(fiber);
+            _longjmp(home_, 1);
         }
+        go_on();
     }
+}
 
-    [[noreturn]] void go_on() {
-        if (ready_.empty()) _longjmp(home_, 1);  // the block has ended, or nobody can go on
-        Fiber* fiber = ready_.front();
-        ready_.pop_front();
-        resume(fiber);
-    }
+void Worker::go_on() {
+    if (ready_.empty() || launch_->failed) _longjmp(home_, 1);  // the block has ended, or nobody can go on
+    if (launch_->settings.seed != 0) std::swap(ready_.front(), ready_[random() % ready_.size()]);
+    Fiber* fiber = ready_.front();
+    ready_.pop_front();
+    resume(fiber);
+}
 
-    static thread_local Worker* current_;
-    Launch* launch_ = nullptr;
-    jmp_buf home_;
-    uint3 block_index_{};
-    int threads_ = 0, next_thread_ = 0, finished_ = 0;
-    Fiber* running_ = nullptr;
-    std::vector<Fiber*> all_, free_, at_barrier_;
-    std::deque<Fiber*> ready_;
-    std::vector<Warp> warps_;
-};
-
-thread_local Worker* Worker::current_ = nullptr;
+namespace {
 
 Worker& worker() {
     thread_local Worker mine;
@@ -236,12 +305,16 @@ Worker& worker() {
 class Pool {
 public:
     explicit Pool(unsigned helpers) : pid(getpid()) {
-        for (unsigned i = 0; i < helpers; ++i) std::thread([this] { serve(); }).detach();
+        for (unsigned i = 0; i < helpers; ++i)
+            std::thread([this, i] {
+                trap_helper(i);
+                serve();
+            }).detach();
         helpers_ = helpers;
     }
 
     void run(Launch& launch) {
-        if (helpers_ > 0 && launch.blocks > 1) {
+        if (helpers_ > 0 && launch.blocks > 1 && launch.settings.checks == 0) {
             const std::lock_guard<std::mutex> guard(lock_);
             launch_ = &launch;
             ++generation_;
@@ -279,29 +352,70 @@ private:
     unsigned busy_ = 0, helpers_ = 0;
 };
 
+// The library that holds `body`, from the loader's own list.
+Library library_of(Body body) {
+    struct Search {
+        std::uintptr_t wanted;
+        Library found;
+    } search{reinterpret_cast<std::uintptr_t>(body), {}};
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, std::size_t, void* data) {
+            Library here{~std::uintptr_t{0}, 0, 0, 0};
+            for (int i = 0; i < info->dlpi_phnum; ++i) {
+                const auto& header = info->dlpi_phdr[i];
+                if (header.p_type == PT_LOAD) {
+                    here.begin = std::min<std::uintptr_t>(here.begin, info->dlpi_addr + header.p_vaddr);
+                    here.end = std::max<std::uintptr_t>(here.end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
+                } else if (header.p_type == PT_TLS) {
+                    here.module = info->dlpi_tls_modid;
+                    here.shared_bytes = header.p_memsz;
+                }
+            }
+            auto& search = *static_cast<Search*>(data);
+            if (search.wanted < here.begin || search.wanted >= here.end) return 0;
+            search.found = here;
+            return 1;
+        },
+        &search);
+    return search.found;
+}
+
 std::mutex launch_lock;
 Pool* pool = nullptr;
 unsigned pool_threads = 1;
+std::uint32_t launches = 0;
+thread_local Settings settings;
 thread_local std::string last_error;
+thread_local std::uintptr_t last_address = 0;
 
 }  // namespace
 
-void barrier() { worker().barrier(); }
-void warp_collective(void* mine, Compute compute) { worker().warp_collective(mine, compute); }
+void barrier() { current_worker->barrier(); }
+void warp_collective(void* mine, Compute compute) { current_worker->warp_collective(mine, compute); }
 
 const char* run(const unsigned grid[3], const unsigned block[3], Body body, void* const* arguments) {
     const std::lock_guard<std::mutex> guard(launch_lock);
     // After fork() the helpers are gone; the child starts its own and leaves the parent's object alone.
     if (pool == nullptr || pool->pid != getpid()) pool = new Pool(pool_threads - 1);
+    static std::map<Body, Library> libraries;  // a library is never unloaded
+    auto known = libraries.find(body);
+    if (known == libraries.end()) known = libraries.emplace(body, library_of(body)).first;
     Launch launch;
     launch.grid = {grid[0], grid[1], grid[2]};
     launch.block = {block[0], block[1], block[2]};
     launch.body = body;
     launch.arguments = arguments;
+    launch.settings = settings;
+    launch.library = known->second;
+    launch.serial = ++launches;
     launch.blocks = static_cast<std::uint64_t>(grid[0]) * grid[1] * grid[2];
-    pool->run(launch);
+    {
+        const Traps traps(launch.settings.seconds);
+        pool->run(launch);
+    }
     if (!launch.failed) return nullptr;
     last_error = launch.error;
+    last_address = launch.address;
     return last_error.c_str();
 }
 
@@ -309,3 +423,11 @@ const char* run(const unsigned grid[3], const unsigned block[3], Body body, void
 
 // Operating-system threads that share a launch; takes effect before the first one.
 extern "C" CPU_SHARED void cpu_set_threads(unsigned threads) { cpu::pool_threads = threads > 0 ? threads : 1; }
+
+// For the launches that the calling thread makes from now on.
+extern "C" CPU_SHARED void cpu_settings(std::uint64_t seed, double seconds, int poison, unsigned checks) {
+    cpu::settings = {seed, seconds, poison != 0, checks};
+}
+
+// What the "@" of the calling thread's last error stands for.
+extern "C" CPU_SHARED std::uint64_t cpu_error_address() { return cpu::last_address; }

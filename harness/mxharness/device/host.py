@@ -12,8 +12,12 @@ import math
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ import torch
 from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import compiler, compiler_version, headers
-from mxharness.errors import KernelFailure, Unavailable, UserError
+from mxharness.errors import KernelFailure, OutOfBounds, Unavailable, UserError
 from mxharness.tensor_core import Unit
 
 FLAGS = (
@@ -36,6 +40,32 @@ FLAGS = (
     "-shared",
     "-w",  # NVIDIA's headers and CUDA's pragmas; nvcc is the compiler whose warnings count
 )
+
+CHECKED_FLAGS = (
+    *(flag for flag in FLAGS if flag not in ("-O3", "-shared")),
+    "-O1",
+    "-g1",  # lines, for the places of what is undefined
+    "-fsanitize=thread,undefined,float-cast-overflow",  # for the calls that hooks.cpp answers
+    "-fno-sanitize=vptr",
+    "-c",
+)
+CHECKS = {"memcheck": 1, "racecheck": 2, "initcheck": 4, "undefined": 8}
+"""What a checked library looks for (kernels/host/checker.cpp), by the names of NVIDIA's tools where there are some."""
+_RUNTIME = ("runtime.cpp", "traps.cpp", "checker.cpp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the host device runs its launches."""
+
+    seed: int = 0
+    """Of the order of blocks and threads; 0: ascending."""
+    seconds: float = 300.0
+    """A launch may take; then it is a KernelFailure. 0: for ever."""
+    poison: bool = False
+    """Shared memory is filled with 0xFF before every block."""
+    checks: frozenset[str] = frozenset()
+    """Of CHECKS: every memory access of the kernels is checked, by slower libraries and on one thread."""
 
 
 def missing() -> str | None:
@@ -76,16 +106,32 @@ def _build(command: list[str], text: str, what: str) -> None:
 
 @cache
 def _runtime(folder: str) -> ctypes.CDLL:
-    source = Path(folder) / "host" / "runtime.cpp"
-    include = ["-I", folder, "-I", str(source.parent), *_include()]
-    command = [compiler(), *FLAGS, "-pthread", *include, str(source)]
-    text = source.read_text() + (source.parent / "cuda_on_cpu.h").read_text()
+    host = Path(folder) / "host"
+    include = ["-I", folder, "-I", str(host), *_include()]
+    command = [compiler(), *FLAGS, "-pthread", *include, *(str(host / name) for name in _RUNTIME), "-lrt"]
+    text = "\0".join((host / name).read_text() for name in ("cuda_on_cpu.h", "runtime.h", *_RUNTIME))
     path = compiled(
         "host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp")
     )
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.cpu_settings.argtypes = (ctypes.c_uint64, ctypes.c_double, ctypes.c_int, ctypes.c_uint)
+    library.cpu_settings.restype = None
+    library.cpu_error_address.restype = ctypes.c_uint64
+    library.cpu_watch.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_bool)
+    library.cpu_watch.restype = ctypes.c_bool
+    library.cpu_unwatch.argtypes = (ctypes.c_uint64,)
+    library.cpu_note_written.argtypes = (ctypes.c_uint64, ctypes.c_ubyte)
+    library.cpu_checked_accesses.restype = ctypes.c_uint64
     library.cpu_set_threads(len(os.sched_getaffinity(0)))
     return library
+
+
+@cache
+def _local_poison() -> tuple[str, ...]:
+    """The flag that fills locals with a pattern, where the compiler has it (g++ 12, clang 8)."""
+    flag = "-ftrivial-auto-var-init=pattern"
+    command = [compiler(), flag, "-x", "c++", "-fsyntax-only", "-"]
+    return (flag,) if subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0 else ()
 
 
 def _unit_flags(unit: Unit) -> list[str]:
@@ -99,8 +145,13 @@ def _unit_flags(unit: Unit) -> list[str]:
     ]
 
 
-def compile_library(sources: Sources, name: str, *, fast: bool, unit: Unit | None = None) -> Path:
-    """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise."""
+def compile_library(
+    sources: Sources, name: str, *, fast: bool, unit: Unit | None = None, checked: bool = False
+) -> Path:
+    """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise.
+
+    checked: with a call before every memory access, and locals filled with a pattern.
+    """
     folder = sources.folder()
     signature = "(const unsigned* grid, const unsigned* block, void* const* arguments)"
     entries = "".join(
@@ -110,10 +161,22 @@ def compile_library(sources: Sources, name: str, *, fast: bool, unit: Unit | Non
         for kernel in sources.kernels(name)
     )
     text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
-    flags = [*FLAGS, *(["-DCPU_FLOAT32_MMA"] if fast else []), *(_unit_flags(unit) if unit else [])]
-    command = [compiler(), *flags, "-x", "c++", "-I", str(folder), *_include(), "-"]
-    key = (text, sources.digest(name), *flags, *_tool_key())
-    return compiled("host", ".so", key, lambda out: _build([*command, "-o", str(out)], text, f"kernels/{name}"))
+    mode = [*(["-DCPU_FLOAT32_MMA"] if fast else []), *(_unit_flags(unit) if unit else [])]
+    flags = [*CHECKED_FLAGS, *_local_poison(), *mode] if checked else [*FLAGS, *mode]
+    command = [compiler(), *flags, "-x", "c++", "-I", str(folder), *_include(), "-", "-o"]
+
+    def build(out: Path) -> None:
+        if not checked:
+            return _build([*command, str(out)], text, f"kernels/{name}")
+        kernels = out.with_suffix(".o")
+        try:
+            _build([*command, str(kernels)], text, f"kernels/{name}")
+            hooks = [compiler(), *FLAGS, str(folder / "host" / "hooks.cpp"), str(kernels), "-o", str(out)]
+            _build(hooks, "", "hooks.cpp")
+        finally:
+            kernels.unlink(missing_ok=True)
+
+    return compiled("host", ".so", (text, sources.digest(name), *flags, *_tool_key()), build)
 
 
 class HostDevice:
@@ -123,13 +186,23 @@ class HostDevice:
     device_class = "host"
     torch_device = torch.device("cpu")
 
-    def __init__(self, sources: Sources, *, fast: bool, unit: Unit | None = None) -> None:
+    def __init__(
+        self, sources: Sources, *, fast: bool, unit: Unit | None = None, settings: Settings | None = None
+    ) -> None:
         self.sources = sources
+        self.settings = settings or Settings()
         self.unit = unit
         self.fast = fast
         self.arithmetic = "float32" if fast else "tensor-core"
         self._libraries: dict[str, ctypes.CDLL] = {}
-        _runtime(str(shipped().folder()))
+        self.runtime = _runtime(str(shipped().folder()))
+
+    def configured(self, **changes: Any) -> HostDevice:  # noqa: ANN401  dataclasses.replace's own signature
+        """The same kernels under other settings."""
+        other = HostDevice(self.sources, fast=self.fast, unit=self.unit, settings=replace(self.settings, **changes))
+        if bool(other.settings.checks) == bool(self.settings.checks):
+            other._libraries = self._libraries  # noqa: SLF001  our own class
+        return other
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised contiguous CPU tensor."""
@@ -144,7 +217,8 @@ class HostDevice:
     ) -> None:
         """Run the kernel to its end.
 
-        UserError for arguments it does not take, KernelFailure for a block that never ends.
+        UserError for arguments it does not take, KernelFailure for a block that never ends, OutOfBounds for an access
+        that the memory did not allow.
         """
         library = self._library(source)
         size_function = getattr(library, f"sizes_{kernel}", None)
@@ -153,7 +227,7 @@ class HostDevice:
             raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
         _check_sizes(kernel, grid, block)
-        values = [np.array(kernel_argument(argument)) for argument in arguments]
+        values = [kernel_argument(argument) for argument in arguments]
         sizes = size_function()
         for i, value in enumerate(values):
             if sizes[i] == 0:
@@ -162,21 +236,36 @@ class HostDevice:
                 raise UserError(f"{kernel}: argument {i} has {value.nbytes} bytes, the kernel takes {sizes[i]}")
         if sizes[len(values)] != 0:
             raise UserError(f"{kernel} takes more than the {len(values)} arguments given")
-        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+        cells = _cells(values)
         function = getattr(library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
-        message = function(_three(grid), _three(block), pointers)
+        settings = self.settings
+        checks = sum(CHECKS[name] for name in settings.checks)
+        self.runtime.cpu_settings(settings.seed, settings.seconds, settings.poison, checks)
+        message = function(_three(grid), _three(block), cells)
         if message is not None:
-            raise KernelFailure(f"{kernel}: {message.decode()}")
+            text = f"{kernel}: {message.decode()}"
+            raise OutOfBounds(text, self.runtime.cpu_error_address()) if "@" in text else KernelFailure(text)
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
     def _library(self, source: str) -> ctypes.CDLL:
         if source not in self._libraries:
-            library = compile_library(self.sources, source, fast=self.fast, unit=self.unit)
+            checked = bool(self.settings.checks)
+            library = compile_library(self.sources, source, fast=self.fast, unit=self.unit, checked=checked)
             self._libraries[source] = ctypes.CDLL(str(library))
         return self._libraries[source]
+
+
+def _cells(values: Sequence[np.generic]) -> ctypes.Array[ctypes.c_uint64]:
+    """What cuLaunchKernel takes, in one piece of memory: the address of every value, then the values."""
+    cells = (ctypes.c_uint64 * (2 * len(values) + 1))()
+    start = ctypes.addressof(cells) + 8 * len(values)
+    for i, value in enumerate(values):
+        cells[i] = start + 8 * i
+        cells[len(values) + i] = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder)
+    return cells
 
 
 def _check_sizes(kernel: str, grid: tuple[int, ...], block: tuple[int, ...]) -> None:

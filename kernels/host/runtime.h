@@ -1,0 +1,153 @@
+// What the parts of the host runtime know of each other: the scheduler (runtime.cpp), what ends a launch that goes
+// wrong (traps.cpp) and the checker of single memory accesses (checker.cpp).
+#pragma once
+
+#include "cuda_on_cpu.h"
+
+#include <setjmp.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace cpu {
+
+constexpr std::size_t stack_bytes = 64 * 1024, stack_guard = 4096;
+constexpr int warp_size = 32, most_threads = 1024;  // of a block, CUDA's limit
+
+struct Settings {
+    std::uint64_t seed = 0;  // of the order of blocks and threads; 0: ascending
+    double seconds = 300;    // a launch may take; 0: for ever
+    bool poison = false;     // shared memory holds 0xFF when a block begins
+    unsigned checks = 0;     // of a checked library: see checker.cpp
+};
+
+// A kernel library as the loader placed it. Its thread-local block holds its __shared__ variables and nothing else.
+struct Library {
+    std::uintptr_t begin = 0, end = 0;
+    std::size_t module = 0, shared_bytes = 0;
+};
+
+struct Launch {
+    dim3 grid, block;
+    Body body;
+    void* const* arguments;
+    Settings settings;
+    Library library;
+    std::uint32_t serial = 0;
+    std::atomic<std::uint64_t> next_block{0};
+    std::uint64_t blocks = 0;
+    std::mutex error_lock;
+    std::string error;  // "@" stands for what lies at the address
+    std::uintptr_t address = 0;
+    std::atomic<bool> failed{false};
+
+    void fail(std::string message, std::uintptr_t where = 0) {
+        const std::lock_guard<std::mutex> guard(error_lock);
+        if (error.empty()) {
+            error = std::move(message);
+            address = where;
+        }
+        failed = true;
+    }
+};
+
+// Lies at the upper end of its own stack, so that the stacks' address range covers it.
+struct Fiber {
+    jmp_buf context;
+    void* stack = nullptr;
+    bool started = false;
+    Thread thread;
+};
+
+struct Warp {
+    void* deposits[warp_size];
+    Fiber* waiting[warp_size];
+    int arrived = 0;
+};
+
+enum class Trap : int { none, memory, stack, arithmetic, instruction, time };
+
+// Runs blocks, one at a time, on one operating-system thread.
+class Worker {
+public:
+    ~Worker();
+    void work(Launch& launch);  // blocks of `launch` until none is left
+    void barrier();
+    void warp_collective(void* mine, Compute compute);
+
+    // Ends the launch from within a signal handler; the message is made once the handler is left.
+    [[noreturn]] void trap(Trap kind, std::uintptr_t address, int write);
+    // Ends the launch with a message, from the thread that runs.
+    [[noreturn]] void stop(std::string message, std::uintptr_t address = 0);
+    bool in_kernel() const { return self != nullptr && !in_runtime_; }
+    bool holds(std::uintptr_t address) const { return address - stacks_ < most_threads * stack_bytes; }
+
+    Launch& launch() const { return *launch_; }
+    std::uintptr_t shared() const { return shared_; }
+    std::uint32_t block() const { return block_; }    // counts the blocks within the grid
+    std::uint32_t serial() const { return serial_; }  // counts the blocks ever run by this worker
+    std::uint32_t epoch() const { return epoch_; }    // counts the barriers of this block
+
+private:
+    void run_block(std::uint64_t index);
+    void prepare_shared();
+    void report_trap();
+    void abandon();
+    Fiber* take_fiber();
+    [[noreturn]] void resume(Fiber* fiber);
+    static void fiber_main();
+    [[noreturn]] void serve();
+    void begin(Thread& thread, int index) const;
+    void wait();
+    [[noreturn]] void go_on();
+    bool begins_thread();
+    std::uint64_t random();
+
+    Launch* launch_ = nullptr;
+    jmp_buf home_;
+    uint3 block_index_{};
+    int threads_ = 0, next_thread_ = 0, finished_ = 0;
+    Fiber* running_ = nullptr;
+    std::uintptr_t stacks_ = 0;  // one range for all stacks, begun at most once
+    std::vector<Fiber*> all_, free_, at_barrier_;
+    std::deque<Fiber*> ready_;
+    std::vector<Warp> warps_;
+    std::vector<int> order_;
+    std::uint64_t random_ = 0;
+    std::uintptr_t shared_ = 0;
+    std::uint32_t block_ = 0, serial_ = 0, epoch_ = 0;
+    volatile std::sig_atomic_t in_runtime_ = 1;
+    Trap trap_ = Trap::none;
+    std::uintptr_t trap_address_ = 0;
+    int trap_write_ = 0;
+};
+
+extern thread_local Worker* current_worker;  // while this operating-system thread works on a launch
+std::string name_of(const uint3& thread, const uint3& block);
+
+// traps.cpp
+class Traps {  // signal handlers, for the time of one launch
+public:
+    explicit Traps(double seconds);
+    ~Traps();
+};
+class SignalStack {  // handlers of this operating-system thread run on it, since a fiber's stack may be used up
+public:
+    SignalStack();
+    ~SignalStack();
+
+private:
+    void* memory_;
+};
+void trap_helper(unsigned index);  // called once by each helper thread of a pool
+
+// checker.cpp
+void check_launch_begin();
+void check_block_end();  // the running thread has reached a barrier, a warp-wide operation or its end
+
+}  // namespace cpu

@@ -14,9 +14,10 @@ import click
 from mxharness import __version__
 from mxharness.commands import common
 from mxharness.commands.baseline import baseline
-from mxharness.commands.checks import faults, probe
+from mxharness.commands.faults import faults, mutants
 from mxharness.commands.look import info, list_
 from mxharness.commands.perplexity import fetch, perplexity
+from mxharness.commands.probe import probe
 from mxharness.commands.replay import replay
 from mxharness.commands.report import report
 from mxharness.commands.run import run
@@ -33,7 +34,7 @@ def commands() -> None:
     """
 
 
-for command in (run, list_, info, fetch, perplexity, baseline, faults, probe, replay, report):
+for command in (run, list_, info, fetch, perplexity, baseline, faults, mutants, probe, replay, report):
     commands.add_command(command)
 
 

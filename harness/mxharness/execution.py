@@ -2,23 +2,28 @@
 
 Outputs are filled with a poison byte before the launch and lie between canaries; so do inputs, whose bytes are
 compared afterwards. What a kernel leaves unwritten is then NaN (floats) or differs between two poisons (bytes), and
-what it writes outside, or into its inputs, is named.
+what it writes outside, or into its inputs, is named. On the host device pages that nobody may touch lie on both sides
+of every tensor besides, also of those that the device did not hand out, and shared memory starts as poison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 
 from mxharness.device import Device
-from mxharness.errors import KernelFailure
+from mxharness.device.guard import GUARD, Placement, allocate
+from mxharness.device.host import HostDevice
+from mxharness.errors import KernelFailure, OutOfBounds
 from mxharness.op import Case, Op, Tensors
 
 BEFORE, AFTER = 4096 + 16, 1 << 16
-"""Bytes of canary before and after every tensor: some rows of a tile away is still on the fence. A tensor starts at a
-multiple of 16 and of no more, which is all the alignment that a kernel may ask for."""
+"""Bytes of canary before and after every tensor on a GPU: some rows of a tile away is still on the fence. A tensor
+starts at a multiple of 16 and of no more, which is all the alignment that a kernel may ask for."""
 CANARY = 0xFF
 """As a scale byte and as a float NaN: what is read from the fence and reaches an output shows."""
 
@@ -31,16 +36,42 @@ class Execution:
     """CPU tensors; empty where the kernel failed."""
     violations: tuple[str, ...]
     """Sentences: writes outside an output, changed inputs, a kernel that did not end."""
+    memory: bool = False
+    """Whether a violation is about memory: a canary, a guard page, a changed input."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    whole: torch.Tensor
+    """uint8: the tensor's bytes and the canaries around them."""
+    tensor: torch.Tensor
+
+    @property
+    def begin(self) -> int:
+        return self.tensor.data_ptr()
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.tensor.numel() * self.tensor.element_size()
 
 
 @dataclass
 class Fenced:
-    """A Device whose tensors lie between canaries; outputs start as poison."""
+    """A Device whose tensors lie between canaries, on the host between guard pages too; outputs start as poison."""
 
     device: Device
     poison: int = 0xFF
+    placement: Placement = "end"
+    """Which end of a tensor the host's guard pages watch to the byte."""
+    names: dict[int, str] = field(default_factory=dict)
+    """What to call the tensor at an address, in messages."""
     launches: int = 0
-    _regions: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _regions: list[_Region] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._host = self.device.configured(poison=True) if isinstance(self.device, HostDevice) else None
+        if self._host and self._host.settings.checks:
+            weakref.finalize(self, _unwatch, self._host, self._regions)
 
     @property
     def name(self) -> str:
@@ -64,30 +95,79 @@ class Fenced:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of poison bytes between canaries."""
-        return self._fenced(shape, dtype, BEFORE)
+        return self._fenced(shape, dtype)
 
     def upload(self, tensor: torch.Tensor, *, aligned: bool = True) -> torch.Tensor:
         """A copy between canaries; at an odd address where the kernels ask for no alignment."""
-        copy = self._fenced(tuple(tensor.shape), tensor.dtype, BEFORE if aligned else BEFORE + 1)
+        copy = self._fenced(tuple(tensor.shape), tensor.dtype, aligned=aligned, written=True)
         copy.copy_(tensor)
         return copy
 
-    def _fenced(self, shape: tuple[int, ...], dtype: torch.dtype, before: int) -> torch.Tensor:
+    def _fenced(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, aligned: bool = True, written: bool = False
+    ) -> torch.Tensor:
         count = torch.Size(shape).numel() * dtype.itemsize
-        whole = self.device.empty((before + count + AFTER,), torch.uint8)
+        if self._host:
+            guarded = allocate(count, self.placement, aligned=aligned)
+            whole, start = guarded.whole, guarded.start
+        else:
+            start = BEFORE if aligned else BEFORE + 1
+            whole = self.device.empty((start + count + AFTER,), torch.uint8)
         whole.fill_(CANARY)
-        inner = whole[before : before + count]
+        inner = whole[start : start + count]
         inner.fill_(self.poison)
         tensor = inner.view(dtype).view(shape)
-        self._regions.append((whole, tensor))
+        self._regions.append(_Region(whole, tensor))
+        if self._host and self._host.settings.checks:
+            self._host.watch(tensor, written=written)
         return tensor
 
     def launch(
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
-        """As the device's."""
+        """As the device's; an access outside on the host device raises OutOfBounds with the tensor's name."""
         self.launches += 1
-        self.device.launch(source, kernel, grid, block, *arguments)
+        if not self._host:
+            return self.device.launch(source, kernel, grid, block, *arguments)
+        for region in self._regions if self._host.settings.checks else ():
+            self._host.note_written(region.tensor, self.poison)
+        strangers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor) and not self.owns(argument):
+                strangers[argument.data_ptr()] = (_extent(argument), self._moved(argument))
+        moved = [strangers[a.data_ptr()][1] if _is_in(a, strangers) else a for a in arguments]
+        try:
+            self._host.launch(source, kernel, grid, block, *moved)
+        except OutOfBounds as failure:
+            names = dict(zip(_addresses(moved), self._host.sources.parameters(source, kernel), strict=False))
+            raise failure.at(self._place(failure.address, names)) from None
+        for original, copy in strangers.values():
+            if not torch.equal(original, copy):
+                original.copy_(copy)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fenced copy of a tensor that somebody else made, of all the bytes that it spans."""
+        return self.upload(_extent(tensor), aligned=tensor.data_ptr() % 16 == 0)
+
+    def _place(self, address: int, parameters: Mapping[int, str]) -> str:
+        """Name a byte: of which tensor, or how far outside the nearest."""
+
+        def distance(region: _Region) -> int:
+            return max(region.begin - address, address - region.end + 1, 0)
+
+        region = min(self._regions, key=distance, default=None)
+        if region is None or distance(region) > GUARD:
+            return f"address {address:#x}, which is near no tensor"
+        name = self.names.get(region.begin)
+        if name is None:
+            inside = (text for start, text in parameters.items() if region.begin <= start < max(region.end, start + 1))
+            name = next((text for start, text in parameters.items() if start == region.begin), next(inside, ""))
+        name = name or "a workspace"
+        if address >= region.end:
+            return f"byte {address - region.end + 1} past the end of {name}"
+        if address < region.begin:
+            return f"byte {region.begin - address} before the start of {name}"
+        return f"byte {address - region.begin} of {name}"
 
     def synchronize(self) -> None:
         """As the device's."""
@@ -96,16 +176,16 @@ class Fenced:
     def owns(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in memory that this device handed out, so that poison and canaries watch it."""
         address = tensor.untyped_storage().data_ptr()
-        return any(whole.untyped_storage().data_ptr() == address for whole, _ in self._regions)
+        return any(region.whole.untyped_storage().data_ptr() == address for region in self._regions)
 
-    def violations(self, names: Mapping[int, str]) -> list[str]:
-        """Sentences about canaries that changed; `names` maps a tensor's address to what to call it."""
+    def violations(self) -> list[str]:
+        """Sentences about canaries that changed."""
         found = []
-        for whole, tensor in self._regions:
-            start = tensor.data_ptr() - whole.data_ptr()
-            end = start + tensor.numel() * tensor.element_size()
-            name = names.get(tensor.data_ptr(), "a workspace")
-            for side, fence in (("before the start", whole[:start]), ("past the end", whole[end:])):
+        for region in self._regions:
+            start = region.begin - region.whole.data_ptr()
+            end = region.end - region.whole.data_ptr()
+            name = self.names.get(region.begin, "a workspace")
+            for side, fence in (("before the start", region.whole[:start]), ("past the end", region.whole[end:])):
                 changed = (fence != CANARY).nonzero().flatten().cpu()
                 if len(changed):
                     nearest = int(changed[0]) if side == "past the end" else start - int(changed[-1])
@@ -113,25 +193,50 @@ class Fenced:
         return found
 
 
-def execute(op: Op, case: Case, device: Device, inputs: Tensors, *, poison: int = 0xFF) -> Execution:
-    """Launch `op` on `inputs` (CPU tensors, left as they are) once."""
-    fenced = Fenced(device, poison)
+def _unwatch(host: HostDevice, regions: list[_Region]) -> None:
+    for region in regions:
+        host.unwatch(region.tensor)
+
+
+def _extent(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes that a tensor spans, between its elements too."""
+    count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((count if tensor.numel() else 0,), (1,)).view(torch.uint8)
+
+
+def _is_in(argument: object, strangers: Mapping[int, object]) -> TypeGuard[torch.Tensor]:
+    return isinstance(argument, torch.Tensor) and argument.data_ptr() in strangers
+
+
+def _addresses(arguments: Iterable[object]) -> list[int]:
+    """Of the tensors; for the others, which have none, their negative place."""
+    return [a.data_ptr() if isinstance(a, torch.Tensor) else -i - 1 for i, a in enumerate(arguments)]
+
+
+def execute(
+    op: Op, case: Case, device: Device, inputs: Tensors, *, poison: int = 0xFF, placement: Placement = "end"
+) -> Execution:
+    """Launch `op` on `inputs` (CPU tensors, left as they are) once.
+
+    placement: which end of a tensor lies at a guard page, on the host device.
+    """
+    fenced = Fenced(device, poison, placement)
     on_device = {name: fenced.upload(tensor, aligned="scales" not in name) for name, tensor in inputs.items()}
+    fenced.names |= {tensor.data_ptr(): f"input {name}" for name, tensor in on_device.items()}
     try:
         outputs = op.launch(fenced, case, on_device)
         fenced.synchronize()
     except KernelFailure as failure:
-        return Execution({}, (str(failure),))
+        return Execution({}, (str(failure),), isinstance(failure, OutOfBounds))
     for name, tensor in outputs.items():
         if fenced.launches == 0 or not fenced.owns(tensor):
             raise AssertionError(f"{op.name} {case}: output {name} was not made by a kernel on the device's memory")
-    names = {tensor.data_ptr(): f"input {name}" for name, tensor in on_device.items()}
-    names |= {tensor.data_ptr(): f"output {name}" for name, tensor in outputs.items()}
-    violations = fenced.violations(names)
+    fenced.names |= {tensor.data_ptr(): f"output {name}" for name, tensor in outputs.items()}
+    violations = fenced.violations()
     for name, tensor in on_device.items():
         if not torch.equal(as_bytes(tensor.cpu()), as_bytes(inputs[name])):
             violations.append(f"changed its input {name}")
-    return Execution({name: tensor.cpu() for name, tensor in outputs.items()}, tuple(violations))
+    return Execution({name: tensor.cpu() for name, tensor in outputs.items()}, tuple(violations), bool(violations))
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -181,7 +181,7 @@ void check_block_end() { settle(*current_worker); }
 // Called before a kernel reads or writes.
 CPU_SHARED void check_access(const void* pointer, std::size_t size, bool write) {
     Worker* worker = current_worker;
-    if (worker == nullptr || self == nullptr) return;
+    if (worker == nullptr || self == nullptr || worker->in_collective()) return;
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
     const Launch& launch = worker->launch();
     if (worker->holds(address) || address == reinterpret_cast<std::uintptr_t>(&self)) return;

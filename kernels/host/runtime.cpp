@@ -109,7 +109,9 @@ void Worker::warp_collective(void* mine, Compute compute) {
         wait();
     } else {
         in_runtime_ = 0;
+        in_collective_ = true;
         compute(warp.deposits);
+        in_collective_ = false;
         in_runtime_ = 1;
         warp.arrived = 0;
         const bool yields = launch_->settings.seed != 0;
@@ -131,6 +133,7 @@ void Worker::run_block(std::uint64_t index) {
     ++serial_;
     block_ = static_cast<std::uint32_t>(index);
     trap_ = Trap::none;
+    in_collective_ = false;
     ready_.clear();
     at_barrier_.clear();
     if (launch_->settings.poison && shared_ != 0)

@@ -87,6 +87,8 @@ public:
     bool in_kernel() const { return self != nullptr && !in_runtime_; }
     bool holds(std::uintptr_t address) const { return address - stacks_ < most_threads * stack_bytes; }
 
+    bool in_collective() const { return in_collective_; }  // works on the deposits, which are no kernel's memory
+
     Launch& launch() const { return *launch_; }
     std::uintptr_t shared() const { return shared_; }
     std::uint32_t block() const { return block_; }    // counts the blocks within the grid
@@ -122,6 +124,7 @@ private:
     std::uintptr_t shared_ = 0;
     std::uint32_t block_ = 0, serial_ = 0, epoch_ = 0;
     volatile std::sig_atomic_t in_runtime_ = 1;
+    bool in_collective_ = false;
     Trap trap_ = Trap::none;
     std::uintptr_t trap_address_ = 0;
     int trap_write_ = 0;

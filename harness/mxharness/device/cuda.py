@@ -96,7 +96,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         major, minor = torch.cuda.get_device_capability()
         self.device_class = f"sm_{major}{minor}"
-        self._architecture = "sm_90a" if (major, minor) == (9, 0) else self.device_class
+        self.architecture = "sm_90a" if (major, minor) == (9, 0) else self.device_class
         self._modules: dict[str, Any] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -126,7 +126,7 @@ class CudaDevice:
     def function(self, source: str, kernel: str) -> Any:  # noqa: ANN401  pycuda has no type stubs
         """PyCUDA's function object: num_regs, local_size_bytes, shared_size_bytes are readable on it."""
         if source not in self._modules:
-            cubin = compile_cubin(self.sources, source, self._architecture)
+            cubin = compile_cubin(self.sources, source, self.architecture)
             self._modules[source] = self._driver.module_from_buffer(cubin.read_bytes())
         try:
             return self._modules[source].get_function(kernel)

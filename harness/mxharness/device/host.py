@@ -247,6 +247,24 @@ class HostDevice:
             text = f"{kernel}: {message.decode()}"
             raise OutOfBounds(text, self.runtime.cpu_error_address()) if "@" in text else KernelFailure(text)
 
+    def watch(self, tensor: torch.Tensor, *, written: bool) -> None:
+        """Let checked kernels touch a tensor's bytes, all of which count as written or none."""
+        if not self.runtime.cpu_watch(tensor.data_ptr(), tensor.numel() * tensor.element_size(), written):
+            raise Unavailable(f"the system has no memory to check {tensor.numel() * tensor.element_size():,} bytes")
+
+    def unwatch(self, tensor: torch.Tensor) -> None:
+        """Let them no more."""
+        self.runtime.cpu_unwatch(tensor.data_ptr())
+
+    def note_written(self, tensor: torch.Tensor, poison: int) -> None:
+        """Count as written the bytes that are no longer poison: somebody else than a kernel has written them."""
+        self.runtime.cpu_note_written(tensor.data_ptr(), poison)
+
+    @property
+    def accesses(self) -> int:
+        """By checked kernels, since the process began."""
+        return int(self.runtime.cpu_checked_accesses())
+
     def synchronize(self) -> None:
         """Nothing to wait for."""
 

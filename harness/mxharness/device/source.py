@@ -17,6 +17,7 @@ from mxharness import paths
 from mxharness.errors import UserError
 
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^;{]*?\)\s+)?(\w+)\(')
+_PARAMETER = re.compile(r"[\s*&](\w+)\s*$")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Sources:
             raise UserError(f"the text to replace occurs {count} times in kernels/{name}, it must occur once: {old!r}")
         return Sources(tuple((path, text.replace(old, new) if path == name else kept) for path, kept in self.files))
 
+    def edited(self, name: str, start: int, end: int, new: str) -> Sources:
+        """A copy in which characters `start` to `end` of file `name` are `new`."""
+        text = self.text(name)
+        changed = text[:start] + new + text[end:]
+        return Sources(tuple((path, changed if path == name else kept) for path, kept in self.files))
+
     def names(self) -> tuple[str, ...]:
         """The .cu files."""
         return tuple(path for path, _ in self.files if path.endswith(".cu"))
@@ -47,6 +54,15 @@ class Sources:
     def kernels(self, name: str) -> tuple[str, ...]:
         """The entry points of one .cu file."""
         return tuple(_KERNEL.findall(self.text(name)))
+
+    def parameters(self, name: str, kernel: str) -> tuple[str, ...]:
+        """What an entry point's parameters are called; "" for one without a name."""
+        for found in _KERNEL.finditer(self.text(name)):
+            if found[1] == kernel:
+                text = self.text(name)[found.end() :]
+                each = text[: text.index(")")].split(",")
+                return tuple(match[1] if (match := _PARAMETER.search(part)) else "" for part in each)
+        return ()
 
     def digest(self, name: str) -> str:
         """The sha256 over a file and every header it may include."""

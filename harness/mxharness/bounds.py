@@ -7,7 +7,9 @@ computed from its inputs alone; what its stages may have lost on the way is `err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,9 +34,27 @@ def exact(x: torch.Tensor) -> Bounded:
     return Bounded(x.double(), torch.zeros_like(x, dtype=torch.float64))
 
 
+_FACTOR: ContextVar[float] = ContextVar("factor", default=1.0)
+
+
+@contextmanager
+def widened(factor: float) -> Iterator[None]:
+    """Take every unit roundoff times `factor`: for a device whose tensor core loses more than Hopper's (facts.py)."""
+    token = _FACTOR.set(factor)
+    try:
+        yield
+    finally:
+        _FACTOR.reset(token)
+
+
+def factor() -> float:
+    """By how much the device's roundings are larger than those that the operators' bounds are written with."""
+    return _FACTOR.get()
+
+
 def gamma(chain: int, unit_roundoff: float = 2.0**-24) -> float:
     """gamma_n = n u / (1 - n u): what n roundings may do to a sum of |terms|."""
-    n_u = chain * unit_roundoff
+    n_u = chain * unit_roundoff * factor()
     return n_u / (1 - n_u)
 
 
@@ -47,7 +67,7 @@ def probable(chain: int, unit_roundoff: float = 2.0**-24) -> float:
 
     Source: Ipsen and Zhou, Probabilistic error analysis for inner products, arXiv 1906.10465.
     """
-    return min(LAMBDA * math.sqrt(chain) * unit_roundoff, gamma(chain, unit_roundoff))
+    return min(LAMBDA * math.sqrt(chain) * unit_roundoff * factor(), gamma(chain, unit_roundoff))
 
 
 def multiplied(elements: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, gamma, probable
+from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, factor, gamma, probable
 from mxharness.evidence import bitwise_refusal, bound_refusal
 from mxharness.op import Expected, Gate, Tolerance
 
@@ -44,7 +44,7 @@ def compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: Tol
     if expected.permitted is not None:
         return _permitted(output, expected.value, expected.permitted)
     if gate in ("bound", "composed") and expected.magnitude is not None:
-        ceiling = tolerance.composed_ceiling if gate == "composed" else tolerance.ceiling
+        ceiling = factor() * (tolerance.composed_ceiling if gate == "composed" else tolerance.ceiling)
         return _within_bound(output, expected, tolerance, ceiling)
     want = expected.value
     if gate == "exact-arithmetic":

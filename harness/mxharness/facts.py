@@ -9,16 +9,18 @@ A fact that came with this version holds; a probe that finds something else says
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mxharness import paths
+from mxharness.bounds import widened
 from mxharness.document import API_VERSION, read_document, write_atomically
 from mxharness.errors import UserError
-from mxharness.tensor_core import HOPPER, Unit, Units
+from mxharness.tensor_core import HOPPER, Unit, Units, predicting
 
 FLOAT32 = 2.0**-24
 """The unit roundoff that the operators' own bounds are written with."""
@@ -93,6 +95,15 @@ def roundoff(device_class: str) -> float:
     """The unit roundoff of contractions on a device class."""
     fact = find(device_class)
     return fact.unit_roundoff if fact else UNMEASURED
+
+
+@contextmanager
+def assumed(device_class: str) -> Iterator[None]:
+    """Predict and bound what is computed inside as on this device class."""
+    fact = find(device_class)
+    units = (fact.predicted if fact else None) or {"bf16": HOPPER, "fp16": HOPPER}
+    with predicting(units), widened(roundoff(device_class) / FLOAT32):
+        yield
 
 
 def unpredicted(device_class: str) -> str:

@@ -13,22 +13,26 @@ from dataclasses import replace
 
 import torch
 
-from mxharness import localise, measures, regimes
+from mxharness import facts, localise, measures, regimes
 from mxharness.compare import compare, largest_of
 from mxharness.device import Device
 from mxharness.execution import Execution, as_bytes, execute
+from mxharness.facts import DeviceFact
 from mxharness.message import compose
 from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors
 
 
-def gates(op: Op, case: Case) -> tuple[Gate, ...]:
-    """The gates that apply to a case, the sharpest last."""
+def gates(op: Op, case: Case, fact: DeviceFact | None = facts.HOST) -> tuple[Gate, ...]:
+    """The gates that apply to a case, the sharpest last.
+
+    fact: what is known of the device (facts.find). Where nothing is, no bits are predicted and no sum is exact.
+    """
     if op.tolerance.unit_roundoff == 0:
         return ("exact",)
     found: list[Gate] = ["bound"]
-    if case.regime in regimes.EXACT:
+    if case.regime in regimes.EXACT and fact is not None and fact.exact_integers >= regimes.EXACT_WIDTH:
         found.append("exact-arithmetic")
-    if op.predict is not None:
+    if op.predict is not None and fact is not None and fact.predicted is not None:
         found.append("predicted")
     if op.composed is not None:
         found.append("composed")
@@ -44,11 +48,24 @@ def judge(
     execution: Execution,
     device: Device | None = None,
 ) -> Outcome:
-    """The verdict on one execution under one gate.
+    """The verdict on one execution under one gate, with the arithmetic that is known of the device class.
 
     device: where it ran. A failing contraction is then run again there on parts of its inputs, and the message says
     where along K it goes wrong.
     """
+    with facts.assumed(device_class):
+        return _judge(op, case, gate, device_class, inputs, execution, device)
+
+
+def _judge(
+    op: Op,
+    case: Case,
+    gate: Gate,
+    device_class: str,
+    inputs: Tensors,
+    execution: Execution,
+    device: Device | None,
+) -> Outcome:
     outputs = execution.outputs
     verdicts = {}
     if outputs:

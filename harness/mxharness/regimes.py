@@ -23,6 +23,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXACT = frozenset({"integers"})
 """Regimes in which every partial sum of a contraction is exact in float32, so that any order gives the same bits."""
 
+EXACT_WIDTH = 2**24
+"""Quanta within which their magnitudes sum up: a device must add integers exactly so far (facts.py)."""
+
 
 def generator(case: Case, what: str = "") -> Generator:
     """The random stream of one case; `what` separates tensors that must not share numbers."""
@@ -73,8 +76,8 @@ def bias(case: Case, N: int, what: str = "bias") -> torch.Tensor:
 
 
 def _exact_spread(K: int) -> int:
-    """Largest spread of scale exponents for which K products of |x| <= 4, and a bias, stay below 2^24 quanta."""
-    return int(np.floor(np.log2((2.0**24 - 8) / (K * 4 * 6 / 0.5))))
+    """Largest spread of scale exponents for which K products of |x| <= 4, and a bias, stay below EXACT_WIDTH quanta."""
+    return int(np.floor(np.log2((EXACT_WIDTH - 8) / (K * 4 * 6 / 0.5))))
 
 
 def weights(case: Case, shape: tuple[int, int], what: str = "w") -> mxfp4.Quantized:

@@ -6,6 +6,7 @@ that execute the cases again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,11 +59,16 @@ def cheapest_first(ops: Iterable[Op]) -> list[tuple[Op, Case]]:
 
 
 def search(
-    cases: Sequence[tuple[Op, Case]], device: Device, only: Sequence[str] = DETECTORS, agreed: Agreed | None = None
+    cases: Sequence[tuple[Op, Case]],
+    device: Device,
+    only: Sequence[str] = DETECTORS,
+    agreed: Agreed | None = None,
+    again: int | None = None,
 ) -> Search:
     """Run detectors until one sees something.
 
     agreed: where the outputs are the healthy kernel's bit for bit, the gates are known to pass and are not run.
+    again: how many cases of an operator, the first, are executed once more by the detectors that do; None: all.
     """
     checks = 0
     for op, case in cases:
@@ -71,11 +77,22 @@ def search(
             if finding is not None:
                 return Search(finding, checks)
     for name in only:
-        for op, case in cases if name in _AGAIN else ():
+        for op, case in _first(cases, again) if name in _AGAIN else ():
             checks += 1
             if finding := _again(name, op, case, device, strict=True):
                 return Search(finding, checks)
     return Search(None, checks)
+
+
+def _first(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op, Case]]:
+    """The first `count` cases of every operator."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for op, case in cases:
+        seen[op.name] += 1
+        if count is None or seen[op.name] <= count:
+            kept.append((op, case))
+    return kept
 
 
 def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:

@@ -175,9 +175,14 @@ def matrix(device_name: str = "auto", names: Sequence[str] | None = None, proces
     """Every detector tried on every fault: fault name -> the detectors that see it."""
     tasks = [(fault, where(fault, device_name)) for fault in select(names)]
     rows: Matrix = {}
-    for (fault, _), seen in spread(_row, tasks, processes, LIMIT):
+    for (fault, _), seen in spread(_row, tasks, processes, LIMIT, _spent):
         rows[fault.name] = ("crash",) if isinstance(seen, Lost) else seen
     return dict(sorted(rows.items()))
+
+
+def _spent(seen: tuple[str, ...]) -> bool:
+    """Whether the process may be broken by what it ran: an error on a GPU stays with its process."""
+    return "crash" in seen or "memory" in seen
 
 
 def _row(task: tuple[Fault, str]) -> tuple[str, ...]:

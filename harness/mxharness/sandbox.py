@@ -104,11 +104,16 @@ class Sandbox:
 
 
 def spread(
-    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int, limit: float = LIMIT
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    processes: int,
+    limit: float = LIMIT,
+    spent: Callable[[Result], bool] = lambda _: False,
 ) -> Iterator[tuple[Task, Result | Lost]]:
     """`function` of every task, over child processes that share the cores; in the order in which they are done.
 
-    A task that took its process with it gives the Lost that says how, and the others go on.
+    A task that took its process with it gives the Lost that says how, and the others go on. `spent` says of a result
+    that its process must not be used again.
     """
     cores = sorted(os.sched_getaffinity(0))
     processes = max(1, min(processes, len(tasks)))
@@ -121,11 +126,14 @@ def spread(
     def one(task: Task) -> tuple[Task, Result | Lost]:
         box = free.get()
         try:
-            return task, box.call(function, task)
+            result: Result | Lost = box.call(function, task)
+            if spent(result):  # type: ignore[arg-type]  # what a call returns is no Lost
+                box.close()
         except Lost as lost:
-            return task, lost
+            result = lost
         finally:
             free.put(box)
+        return task, result
 
     pool = ThreadPoolExecutor(processes)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mxharness.planted.fault import Fault, KernelChange
 
 _SCALE_BYTE = "    scales[block] = static_cast<std::uint8_t>(s);"
-_ADD = "    return __fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale));"
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -17,13 +16,14 @@ FAULTS: tuple[Fault, ...] = (
         detector="predicted",
     ),
     Fault(
-        name="accumulators-lose-four-bits",
-        seen_in="generic: accumulators packed for an exchange",
-        symptom="within the bound, inexact where the sum would be exact: the last four bits of a total are dropped",
+        name="global-scale-and-its-inverse",
+        seen_in="generic: a global scale that is divided out again",
+        symptom="within the bound, inexact where the sum would be exact: a result is multiplied by 0.1 and by 10",
         change=KernelChange(
             "gemm.cuh",
-            _ADD,
-            _ADD.replace("return ", "return __uint_as_float(0xfffffff0u & __float_as_uint(").replace(";", "));"),
+            "        if (bias != nullptr) total = __fadd_rn(",
+            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n"
+            "        if (bias != nullptr) total = __fadd_rn(",
         ),
         op="gemm",
         detector="predicted",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from mxharness.judge import gates
+from hypothesis import given, seed, settings
 
 
-def test_fuzz(op, check):
+def test_fuzz(op, part, random_check):
+    @seed(part.stream(op))
+    @settings(max_examples=part.examples)
     @given(op.fuzz())
     def holds(case):
-        for gate in gates(op, case):
-            check(op, case, gate)
+        random_check(op, case)
 
     holds()

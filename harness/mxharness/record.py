@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mxharness import coverage, fuzz
+from mxharness.coverage import Coverage
 from mxharness.document import API_VERSION, Labelled, json_ready, read_document, revived, write_atomically
 from mxharness.errors import UserError
+from mxharness.fuzz import FuzzRow
 from mxharness.op import Outcome
 
 _SHOWN = 3
@@ -86,6 +89,12 @@ class RunRecord:
     faults: tuple[Labelled, ...] | None = None
     """Per planted fault: name, caught (bool), detector. None: not run."""
     tests: OtherTests = OtherTests()
+    coverage: Coverage | None = None
+    """What the manifest demanded and what ran; None in records of before there was one."""
+    fuzz: tuple[FuzzRow, ...] = ()
+    """What the random cases of each operator showed."""
+    incomplete: str = ""
+    """Why the run did not come to its end; such a record passes never."""
     known: tuple[Labelled, ...] = ()
     """Failures that the ledger lists (ledger.py): check, reason, expires, where."""
     ledger: tuple[str, ...] = ()
@@ -104,17 +113,24 @@ class Verdict:
 
 
 def verdict(record: RunRecord) -> Verdict:
-    """Decide a run. Fails when anything failed, when nothing ran, and when less ran than was selected.
+    """Decide a run. Fails when anything failed, when nothing ran, and when less ran than it should have.
 
     Perplexity that is missing fails too, unless the caller left it out (a Skip of "perplexity" with asked=True).
     """
-    reasons = (*_coverage_reasons(record), *_failure_reasons(record))
+    reasons = (*_coverage_reasons(record), *fuzz.reasons(record.fuzz), *_failure_reasons(record))
+    parts = achieved(record)
+    if reasons:
+        return Verdict(False, f"FAIL: {'; '.join((*reasons, *parts))}", reasons)
+    return Verdict(True, f"PASS: {'; '.join(parts)}", ())
+
+
+def achieved(record: RunRecord) -> list[str]:
+    """What a run covered, in parts of a sentence; the device and what limited the run are among them."""
     arithmetic = "bit-exact tensor-core" if record.arithmetic == "tensor-core" else record.arithmetic
     right = sum(is_right(outcome) for outcome in record.outcomes)
-    operators = len({outcome.op for outcome in record.outcomes})
     parts = [
         f"{right} of {record.selected} checks right on {record.device_class} ({arithmetic} arithmetic)",
-        _count(operators, "operator"),
+        _count(len({outcome.op for outcome in record.outcomes}), "operator"),
     ]
     if record.filters:
         parts.append(f"limited by {' '.join(record.filters)}")
@@ -125,6 +141,8 @@ def verdict(record: RunRecord) -> Verdict:
         parts.append("perplexity left out on request")
     if record.tests.passed or record.tests.failed:
         parts.append(f"{record.tests.passed} of {record.tests.passed + record.tests.failed} other tests passed")
+    if record.fuzz:
+        parts.append(fuzz.sentence(record.fuzz))
     if record.faults is not None:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         parts.append(f"{caught} of {len(record.faults)} planted faults caught")
@@ -133,9 +151,7 @@ def verdict(record: RunRecord) -> Verdict:
     skipped = sum(skip.count for skip in record.skipped) + record.tests.skipped
     if skipped:
         parts.append(f"{skipped} skipped")
-    if reasons:
-        return Verdict(False, f"FAIL: {'; '.join((*reasons, *parts))}", reasons)
-    return Verdict(True, f"PASS: {'; '.join(parts)}", ())
+    return parts
 
 
 def is_right(outcome: Outcome) -> bool:
@@ -145,10 +161,12 @@ def is_right(outcome: Outcome) -> bool:
 
 def _coverage_reasons(record: RunRecord) -> list[str]:
     """Every way in which the run did less than it set out to do."""
-    reasons = []
+    reasons = [record.incomplete] if record.incomplete else []
+    if record.coverage:
+        reasons += coverage.reasons(record.coverage)
     if record.selected <= 0 or record.executed <= 0:
         reasons.append("no check executed")
-    elif record.executed < record.selected:
+    elif record.executed < record.selected and not (record.coverage and record.coverage.missing):
         reasons.append(f"{record.selected - record.executed} of {record.selected} selected checks did not execute")
     if len(record.outcomes) < record.executed:
         reasons.append(f"{_count(record.executed - len(record.outcomes), 'executed check')} left no verdict")
@@ -160,6 +178,17 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
         reasons.append(f"perplexity did not run ({why})")
     if record.faults is not None and not record.faults:
         reasons.append("no planted fault was run")
+    if record.coverage and record.coverage.manifest and not record.filters:
+        reasons += _idle(record)
+    return reasons
+
+
+def _idle(record: RunRecord) -> list[str]:
+    """What every whole run has, and this one lacks."""
+    reasons = ["no planted fault was run"] if record.faults is None else []
+    left = {outcome.op for outcome in record.outcomes} - {row.op for row in record.fuzz}
+    if left:
+        reasons.append(f"no random case was judged of {_names(sorted(left))}")
     return reasons
 
 
@@ -216,7 +245,14 @@ def save(record: RunRecord, path: Path) -> None:
 def load(path: Path) -> RunRecord:
     """Read what `save` wrote. Raises UserError, one sentence, for a missing, damaged or newer file."""
     document = read_document(path, "run record")
-    document = {"known": [], "ledger": [], **document}  # which the first records did not have
+    document = {
+        "known": [],
+        "ledger": [],
+        "coverage": None,
+        "fuzz": [],
+        "incomplete": "",
+        **document,
+    }  # which the first records did not have
     try:
         values = {field.name: document[field.name] for field in fields(RunRecord)}
         values["seconds"] = float(values["seconds"])
@@ -226,6 +262,8 @@ def load(path: Path) -> RunRecord:
         values["filters"] = tuple(values["filters"])
         values["perplexity"] = tuple(revived(row) for row in values["perplexity"])
         values["faults"] = None if values["faults"] is None else tuple(dict(row) for row in values["faults"])
+        values["coverage"] = coverage.read(values["coverage"])
+        values["fuzz"] = tuple(FuzzRow(**{**row, "largest": float(row["largest"])}) for row in values["fuzz"])
         values["known"] = tuple(dict(row) for row in values["known"])
         values["ledger"] = tuple(map(str, values["ledger"]))
         tests = dict(values["tests"])

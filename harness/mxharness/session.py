@@ -6,15 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mxharness import fuzz
+from mxharness.coverage import Coverage, is_check, lawful, reasons
+from mxharness.known import Known
+from mxharness.manifest import parameters
+
 if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.record import RunRecord
-
-_BOUNDED = ("bound", "composed")
 
 
 @dataclass(eq=False)  # pytest keeps its plugins in a set
@@ -22,10 +26,14 @@ class Session:
     """What the controller knows about the run; registered with pytest, it receives every report."""
 
     started: float = field(default_factory=time.time)
+    collection: dict[str, Any] = field(default_factory=dict)
+    """What was collected, held against the manifest: some fields of a Coverage."""
+    shard: str = ""
     selected: set[str] = field(default_factory=set)
-    """Keys "case gate" of the checks that must leave a verdict."""
+    """Node ids of the tests that must run."""
+    ran: set[str] = field(default_factory=set)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The verdicts by the same key; of several on one check a failing one is kept."""
+    """The verdicts by "case gate"; of several on one check a failing one is kept."""
     passed: int = 0
     """Tests that are no checks."""
     failed: int = 0
@@ -33,16 +41,40 @@ class Session:
     """(node id, reason) of tests that failed beside their check, or that are none."""
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(test function, reason) -> how many of its cases."""
+    errors: list[str] = field(default_factory=list)
+    """Files that could not be collected."""
     faults: list[dict[str, Any]] = field(default_factory=list)
+    fuzz: list[dict[str, Any]] = field(default_factory=list)
+    known: Known = field(default_factory=lambda: Known(()))
+    """Failures that the ledger lists."""
+    diary: Path | None = None
+    """A file that names the test that began last: what to look at when this process is killed."""
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note what is about to run."""
+        if self.diary:
+            self.diary.write_text(nodeid, encoding="utf-8")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Take in a file that cannot be collected."""
+        if report.failed:
+            error = f"{report.nodeid or 'the suites'} ({report.longreprtext.strip().splitlines()[-1].strip()})"
+            if error not in self.errors:  # every worker collects
+                self.errors.append(error)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in a report; under xdist they arrive at the controller."""
+        if report.when not in ("setup", "teardown") or not report.passed:  # a crashed worker's test has no `when`
+            self.ran.add(report.nodeid)
         outcomes = list(_properties(report, "outcome"))
         for row in outcomes:
             key = f"{row['case']} {row['gate']}"
             if key not in self.outcomes or self.outcomes[key]["passed"]:
                 self.outcomes[key] = row
         self.faults += _properties(report, "fault")
+        self.fuzz += _properties(report, "fuzz")
+        if self.known.take(report):
+            return
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.skipped[report.nodeid.partition("[")[0], str(reason).removeprefix("Skipped: ")] += 1
@@ -53,14 +85,58 @@ class Session:
             self.passed += 1
 
     @property
-    def missing(self) -> set[str]:
-        """Checks that were selected and left no verdict."""
-        return self.selected - set(self.outcomes)
+    def checks(self) -> set[str]:
+        """Node ids of the selected checks."""
+        from mxharness.ops import OPS
+
+        names = {op.name for op in OPS}
+        return {node_id for node_id in self.selected if is_check(node_id, names)}
 
     @property
-    def failing(self) -> bool:
-        """Whether a verdict is bad, whatever its test made of it."""
-        return any(not row["passed"] for row in self.outcomes.values())
+    def missing(self) -> set[str]:
+        """What was selected and did not run, or left no verdict though it is a check."""
+        judged = {f"{row['case']}-{row['gate']}" for row in self.outcomes.values()}
+        return (self.selected - self.ran) | {check for check in self.checks if parameters(check) not in judged}
+
+    def coverage(self) -> Coverage:
+        """What was to run and what did."""
+        held = bool(self.collection.get("manifest"))
+        skips = [
+            f"{what.rpartition('/')[2]} was skipped for no lack of the machine's ({why})"
+            for what, why in self.skipped
+            if held and not lawful(why)
+        ]
+        return Coverage(
+            **self.collection,
+            errors=tuple(self.errors),
+            skips=tuple(skips),
+            selected=tuple(sorted(self.selected)),
+            missing=tuple(sorted(self.missing)),
+            shard=self.shard,
+        )
+
+    @property
+    def failing(self) -> int:
+        """How many verdicts are bad, whatever their tests made of them."""
+        return sum(not row["passed"] for key, row in self.outcomes.items() if key not in self.known.rows)
+
+    def problems(self) -> list[str]:
+        """Why the run fails, the gravest first; empty when it passes."""
+        found = [*reasons(self.coverage()), *fuzz.reasons(fuzz.merged(self.fuzz)), *self.known.wrong]
+        for number, noun in ((self.failing, "check"), (self.failed, "other test")):
+            if number:
+                found.append(f"{number:,} {noun}{'s' if number > 1 else ''} failed")
+        return found
+
+    def first_line(self, device: Device, exitstatus: int, limits: tuple[str, ...]) -> str:
+        """The verdict with its coverage, as pytest's summary says it first."""
+        from mxharness.record import achieved
+
+        found = self.problems()
+        if exitstatus and not found:
+            found = [f"pytest ended with code {exitstatus:d}"]
+        parts = achieved(self.record(device, "", limits, facts=False))
+        return f"{'FAIL' if found else 'PASS'}: {'; '.join((*found, *parts))}"
 
     def lines(self) -> Iterator[str]:
         """Coverage by operator and gate, and what did not happen and why."""
@@ -70,29 +146,38 @@ class Session:
         for (op, gate), rows in sorted(groups.items()):
             good = sum(row["passed"] for row in rows)
             elements = sum(row["elements"] for row in rows)
-            worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if gate in _BOUNDED else ""
+            bounded = gate in fuzz.BOUNDED
+            worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if bounded else ""
             yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
+        for drawn in fuzz.merged(self.fuzz):
+            margin = f", smallest margin {drawn.margin:.3g} of the bound" if drawn.checks > drawn.bitwise else ""
+            rejected = f", {drawn.rejected} rejected" if drawn.rejected else ""
+            bits = f", {drawn.bitwise:,} verdicts on bits" if drawn.bitwise else ""
+            yield f"{drawn.op:28} {drawn.examples:,} random cases{rejected}{bits}{margin}"
         for (what, why), count in self.skipped.items():
             yield f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})"
 
-    def record(self, device: Device, command: str, filters: tuple[str, ...]) -> RunRecord:
-        """Everything as one record."""
+    def record(
+        self, device: Device, command: str, filters: tuple[str, ...], *, incomplete: str = "", facts: bool = True
+    ) -> RunRecord:
+        """Everything as one record. facts: ask the machine what it is, which takes a moment."""
         from mxharness import environment
         from mxharness.device import cuda, host
         from mxharness.op import Outcome
         from mxharness.ops import OPS
         from mxharness.record import Failure, OtherTests, RunRecord, Skip
 
+        flags = host.FLAGS if device.name == "host" else cuda.FLAGS
         return RunRecord(
             device_class=device.device_class,
             arithmetic=device.arithmetic,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             seconds=time.time() - self.started,
             command=command,
-            selected=len(self.selected),
+            selected=len(self.checks),
             executed=len(self.outcomes),
             outcomes=tuple(Outcome(**{**row, "shape": tuple(row["shape"])}) for row in self.outcomes.values()),
-            environment=environment.describe(device, flags=host.FLAGS if device.name == "host" else cuda.FLAGS),
+            environment=environment.describe(device, flags=flags) if facts else {},
             axes={op.name: op.axes for op in OPS},
             sources={op.name: op.source for op in OPS},
             filters=filters,
@@ -103,6 +188,11 @@ class Session:
                 failed=self.failed,
                 failures=tuple(Failure(name, message) for name, message in self.failures),
             ),
+            coverage=self.coverage(),
+            fuzz=fuzz.merged(self.fuzz),
+            incomplete=incomplete,
+            known=tuple(self.known.rows[key] for key in sorted(self.known.rows)),
+            ledger=tuple(self.known.wrong),
         )
 
 

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mxharness import facts
 from mxharness.device import Device
+from mxharness.device.host import HostDevice
 from mxharness.errors import KernelFailure, UserError
 from mxharness.execution import Execution, execute
 from mxharness.invariance import Run, differs_alone, differs_between_runs
@@ -20,7 +22,10 @@ from mxharness.op import GATES, Case, Gate, Op, Tensors
 OF_AN_EXECUTION = ("crash", "contract", "memory", *GATES)
 """crash: no outputs, or the process died. contract: outputs that no kernel made, or of another name, shape or dtype,
 or arguments that the operator itself refuses. memory: writes and reads outside, inputs changed. And the gates."""
-DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance")
+CHECKED = {"race": "racecheck", "uninitialised": "initcheck", "undefined": "undefined"}
+"""Detectors that run the kernels with a check before every access, on the host device, and what the check is called."""
+DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance", *CHECKED)
+"""All, in the order of a search."""
 
 Agreed = Callable[[Op, Case], str]
 """The digest of the healthy kernel's outputs, which pass every gate."""
@@ -77,7 +82,7 @@ def search(
             if finding is not None:
                 return Search(finding, checks)
     for name in only:
-        for op, case in _first(cases, again) if name in _AGAIN else ():
+        for op, case in _first(cases, again) if name not in OF_AN_EXECUTION else ():
             checks += 1
             if finding := _again(name, op, case, device, strict=True):
                 return Search(finding, checks)
@@ -103,7 +108,7 @@ def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Fi
         for finding in _of_an_execution(op, case, device, left, None):
             if finding is not None:
                 found.setdefault(finding.detector, finding)
-    for name in _AGAIN:
+    for name in (*_AGAIN, *CHECKED):
         for op, case in cases:
             if finding := _again(name, op, case, device, strict=False):
                 found[name] = finding
@@ -118,16 +123,16 @@ def _of_an_execution(
     try:
         inputs = op.make_inputs(case)
         execution = execute(op, case, device, inputs)
-        problem = "crash" if not execution.outputs else "memory" if execution.violations else ""
+        problem = "memory" if execution.memory else "crash" if not execution.outputs else ""
         if problem:
             yield Finding(problem, case, f"{op.name} {case}: {'; '.join(execution.violations)}; {case!r}")
-            if problem == "crash":
-                return
+        if not execution.outputs:
+            return
         if agreed is not None and not problem and digest(execution.outputs) == agreed(op, case):
             yield None
             return
-        clean = replace(execution, violations=())
-        for gate in gates(op, case):
+        clean = replace(execution, violations=(), memory=False)
+        for gate in gates(op, case, facts.find(device.device_class)):
             if gate in only:
                 yield _judged(op, case, gate, device, inputs, clean)
     except (AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
@@ -143,10 +148,21 @@ def _judged(op: Op, case: Case, gate: Gate, device: Device, inputs: Tensors, exe
 def _again(name: str, op: Op, case: Case, device: Device, *, strict: bool) -> Finding | None:
     """What the detector sees. strict: an execution that fails counts, which those of a single one may have told."""
     try:
-        message = _AGAIN[name](op, case, _run_on(device))
+        if name in CHECKED:
+            message = _checked(CHECKED[name], op, case, device)
+        else:
+            message = _AGAIN[name](op, case, _run_on(device))
     except (KernelFailure, AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
         message = f"{op.name} {case}: executed again: {error}; {case!r}" if strict else ""
     return Finding(name, case, message) if message else None
+
+
+def _checked(check: str, op: Op, case: Case, device: Device) -> str:
+    """What a checked run of the case ends with; nothing on a GPU, whose tools run beside the process."""
+    if not isinstance(device, HostDevice):
+        return ""
+    execution = execute(op, case, device.configured(checks=frozenset({check})), op.make_inputs(case))
+    return f"{op.name} {case}: {'; '.join(execution.violations)}; {case!r}" if execution.violations else ""
 
 
 def _run_on(device: Device) -> Run:

@@ -16,8 +16,10 @@ from typing import TypeGuard
 import torch
 
 from mxharness.device import Device
+from mxharness.device.cuda import CudaDevice
 from mxharness.device.guard import GUARD, Placement, allocate
 from mxharness.device.host import HostDevice
+from mxharness.elsewhere import execute_elsewhere
 from mxharness.errors import KernelFailure, OutOfBounds
 from mxharness.op import Case, Op, Tensors
 
@@ -218,8 +220,11 @@ def execute(
 ) -> Execution:
     """Launch `op` on `inputs` (CPU tensors, left as they are) once.
 
-    placement: which end of a tensor lies at a guard page, on the host device.
+    placement: which end of a tensor lies at a guard page, on the host device. In a process whose GPU context is lost
+    this happens in another one.
     """
+    if isinstance(device, CudaDevice) and device.dead:
+        return execute_elsewhere(op, case, device.name, device.sources, inputs, poison, placement)
     fenced = Fenced(device, poison, placement)
     on_device = {name: fenced.upload(tensor, aligned="scales" not in name) for name, tensor in inputs.items()}
     fenced.names |= {tensor.data_ptr(): f"input {name}" for name, tensor in on_device.items()}
@@ -228,6 +233,8 @@ def execute(
         fenced.synchronize()
     except KernelFailure as failure:
         return Execution({}, (str(failure),), isinstance(failure, OutOfBounds))
+    except torch.AcceleratorError as error:  # torch met a broken kernel's error first
+        return Execution({}, (str(device.failed(error) if isinstance(device, CudaDevice) else error),))
     for name, tensor in outputs.items():
         if fenced.launches == 0 or not fenced.owns(tensor):
             raise AssertionError(f"{op.name} {case}: output {name} was not made by a kernel on the device's memory")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import nvcc, nvcc_version
 from mxharness.errors import KernelFailure, Unavailable, UserError
 
+_SPIN = 0.01
+"""Seconds of waiting without a pause: most launches are done by then."""
+_lost: list[str] = []
+"""What took the process's context with it."""
+SECONDS = 120.0
+"""For everything in the stream to end; then it counts as hung."""
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is one rounding, as on the host device
 
 
@@ -107,6 +114,19 @@ class CudaDevice:
         """A contiguous copy on the GPU."""
         return tensor.to(self.torch_device, copy=True).contiguous()
 
+    @property
+    def dead(self) -> bool:
+        """Whether a kernel has taken the process's context with it: nothing runs here any more."""
+        return bool(_lost)
+
+    def failed(self, error: Exception) -> KernelFailure:
+        """What to raise for an error of the driver or of torch, and a note if the context went with it."""
+        try:
+            self._driver.Context.synchronize()
+        except self._driver.Error:
+            _lost.append(str(error))
+        return KernelFailure(f"a kernel failed on the GPU: {error}")
+
     def launch(
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
@@ -114,14 +134,23 @@ class CudaDevice:
         function = self.function(source, kernel)
         values = [kernel_argument(argument) for argument in arguments]
         whole_block = (*block, *(1,) * (3 - len(block)))
-        function(*values, grid=(*grid, *(1,) * (3 - len(grid))), block=whole_block, stream=self._stream)
+        try:
+            function(*values, grid=(*grid, *(1,) * (3 - len(grid))), block=whole_block, stream=self._stream)
+        except self._driver.Error as error:
+            raise self.failed(error) from error
 
     def synchronize(self) -> None:
-        """Wait for the stream; a kernel that failed raises KernelFailure here."""
+        """Wait for the stream; a kernel that failed, or does not end within SECONDS, raises KernelFailure here."""
+        started = time.monotonic()
         try:
-            self._stream.synchronize()
+            while not self._stream.is_done():
+                waited = time.monotonic() - started
+                if waited > SECONDS:
+                    _lost.append("a kernel hangs")
+                    raise KernelFailure(f"a kernel on the GPU did not end within {SECONDS:g} s")
+                time.sleep(0 if waited < _SPIN else 1e-4)
         except self._driver.Error as error:
-            raise KernelFailure(f"a kernel failed on the GPU: {error}") from error
+            raise self.failed(error) from error
 
     def function(self, source: str, kernel: str) -> Any:  # noqa: ANN401  pycuda has no type stubs
         """PyCUDA's function object: num_regs, local_size_bytes, shared_size_bytes are readable on it."""

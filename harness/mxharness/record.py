@@ -276,8 +276,8 @@ def load(path: Path) -> RunRecord:
 def outcome_of(row: Mapping[str, Any]) -> Outcome:
     """A verdict read back; KeyError, TypeError or ValueError for what is none."""
     values = dict(row, shape=tuple(row["shape"]))
-    for name in ("ratio", "max_ulp", "nmse"):
-        values[name] = float(values[name])
+    for name in [one.name for one in fields(Outcome) if one.type == "float" and one.name in values]:
+        values[name] = float(values[name])  # "inf" and "nan" are texts in JSON
     if not isinstance(values["passed"], bool):
         raise TypeError(f"passed of {row['case']} is no boolean")
     return Outcome(**values)

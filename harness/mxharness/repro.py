@@ -7,6 +7,7 @@ from somebody else is data and never compiled, never unpickled.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -227,8 +228,8 @@ def _move(fresh: Path, target: Path) -> Path:
             target.rename(aside / target.name)
         try:
             fresh.rename(target)
-        except OSError:
-            if not target.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             continue  # another process was in between; its folder gives way to this one
         finally:

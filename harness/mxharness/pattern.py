@@ -125,7 +125,8 @@ def _values(name: str, value: torch.Tensor, hit: list[int], there: list[int]) ->
         yield Rule(f"{name} {first} alone", value == first, 1)
     for parity, word in ((0, "even"), (1, "odd")):
         if all(v % 2 == parity for v in hit) and any(v % 2 != parity for v in there):
-            yield Rule(f"every {word} {name}", (value >= 0) & (value % 2 == parity), 1)
+            what = "nibble" if name == "k" else name
+            yield Rule(f"every {word} {what}", (value >= 0) & (value % 2 == parity), 1)
     if 1 < len(hit) <= 4 and hit[-1] - first >= len(hit):
         yield Rule(f"{several} {', '.join(map(str, hit))}", torch.isin(value, torch.tensor(hit)), 3 + len(hit))
     right = sorted(set(there) - set(hit))

@@ -19,7 +19,18 @@ from mxharness.device import Device
 from mxharness.functional.attention import stages
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 from mxharness.ops import kv_cache
-from mxharness.ops.attention_cases import BLOCKS, CORE, N_OUT, OUTPUT, PROJECTIONS, QKV, fuzz, make_inputs
+from mxharness.ops.attention_cases import (
+    BLOCKS,
+    CORE,
+    N_OUT,
+    OUTPUT,
+    PROJECTIONS,
+    QKV,
+    fuzz,
+    make_inputs,
+    operands,
+    where,
+)
 from mxharness.ops.attention_reference import Rule, core, stored_as_mxfp4
 from mxharness.ops.gemm import linear, linear_bits
 from mxharness.ops.kv_cache_reference import appended, gathered, placed, rotate, rotated, rotated_bits
@@ -263,6 +274,8 @@ def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) ->
         fuzz=partial(fuzz, name),
         predict=None if name == "attention" else predict,
         composed=composed if axes == _BLOCK_AXES else None,
+        places=where,
+        operands=None if name == "attention" else operands,
         row_axis=axes[0],
         row_inputs=rows,
     )

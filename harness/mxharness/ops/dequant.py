@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes
+from mxharness import functional, mxfp4, places, regimes
 from mxharness import golden as reference
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.pattern import Places
 
 DTYPES = ("fp32", "bf16", "fp16")
 
@@ -53,6 +54,13 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     return {"y": functional.dequantize(linear, regimes.DTYPES[case.dtype], case.shape[1], device=device)}
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Row, k, and the code and scale that lie there."""
+    R, K = case.shape
+    codes, scales = regimes.blocks(case, (R, -(-K // 32) * 32))
+    return {"y": places.decoded(tensors["y"], mxfp4.unpack(codes), scales, "row")}
+
+
 def fuzz() -> st.SearchStrategy[Case]:
     """Any rows and columns, every layout and dtype."""
     return st.builds(
@@ -79,6 +87,7 @@ OP = Op(
         why="every decoded value is exact or rounded once", source="OCP MX 1.0, sections 5.3.3 and 5.4.1"
     ),
     fuzz=fuzz,
+    places=where,
     row_axis="R",
     row_inputs=("data", "scales"),
 )

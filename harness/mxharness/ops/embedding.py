@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes
+from mxharness import functional, mxfp4, places, regimes
 from mxharness import golden as reference
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.pattern import Places, along
 
 DTYPES = ("fp32", "bf16", "fp16")
 
@@ -91,6 +92,14 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     return {"y": Expected(y)}
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Sequence and token, k, and the code and scale that lie there; the id."""
+    ids = tensors["ids"].long()
+    names = ("sequence", "token")[-ids.ndim :]
+    found = places.decoded(tensors["y"], mxfp4.unpack(tensors["codes"])[ids], tensors["scales"][ids], *names)
+    return {"y": {**found, "id": ids.unsqueeze(-1)}}
+
+
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """The function of the case's name."""
     ids, table = inputs["ids"], mxfp4.Quantized(inputs["codes"], inputs["scales"])
@@ -133,6 +142,11 @@ def golden_positions(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     rows = table.double()[start[:, None] + torch.arange(T)]
     # Two float32 summands: float64 rounds far enough away from float32 that rounding again is rounding once.
     return {"y": Expected((x.double() + rows).to(torch.float32).to(x.dtype))}
+
+
+def where_positions(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Sequence, token, k."""
+    return {"y": along(tensors["y"].shape, "sequence", "token", "k")}
 
 
 def launch_positions(device: Device, case: Case, inputs: Tensors) -> Tensors:
@@ -194,6 +208,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str) -> Op:
         launch=launch_positions if positions else launch,
         tolerance=sums if positions else rows,
         fuzz=draw,
+        places=where_positions if positions else where,
         row_axis=axes[0],
         row_inputs=("x", "start") if positions else ("ids",),
     )

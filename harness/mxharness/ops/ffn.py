@@ -12,15 +12,16 @@ from functools import partial
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes, tensor_core
+from mxharness import functional, mxfp4, places, regimes, tensor_core
 from mxharness import golden as reference
 from mxharness.bounds import Bounded, apply, contraction, exact, gamma, rounded
 from mxharness.device import Device
 from mxharness.functional import ffn
-from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.ops import activations, swiglu
 from mxharness.ops.gemm import linear, linear_bits
 from mxharness.ops.norm import added, norm
+from mxharness.pattern import Places
 
 DTYPES = ("bf16", "fp16")
 SPREAD = 4.0
@@ -196,6 +197,18 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     return ffn.forward_stages(x, up, down, *biases, _activation(case), device)
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Row and feature of every stage."""
+    stages = ("sum", "normed", "gate", "up", "activated", "down", "y")
+    return {name: places.product(tensors[name], "row") for name in stages if name in tensors}
+
+
+def operands(case: Case) -> Mapping[str, Operand]:
+    """The weight of every projection: the rows of the second are the kernels' own."""
+    last = "down" if case.op == "ffn_residual" else "y"
+    return {"up": Operand("up_codes"), "gate": Operand("gate_codes"), last: Operand("down_codes")}
+
+
 def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any number of rows, any sizes, every activation and norm."""
     choices = sorted({case.options for case in _cases(name)})
@@ -236,6 +249,8 @@ def _op(name: str) -> Op:
         fuzz=draw,
         predict=predict,
         composed=composed,
+        places=where,
+        operands=operands,
         row_axis="M",
         row_inputs=("x", "residual"),
     )

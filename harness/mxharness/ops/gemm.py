@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes, tensor_core
+from mxharness import functional, mxfp4, places, regimes, tensor_core
 from mxharness import golden as reference
 from mxharness.device import Device
-from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
+from mxharness.pattern import Places
 
 REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow", "infinite")
 PERSISTENT_REGIMES = tuple(regime for regime in REGIMES if regime not in ("overflow", "infinite", "extreme"))
@@ -176,6 +177,12 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     return {"y": functional.gemm_persistent(x, held, bias, out_dtype=dtype, device=device)}
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Matrix, row, feature."""
+    y = tensors["y"]
+    return {"y": places.product(y, *(("matrix", "row") if y.ndim == 3 else ("row",)))}
+
+
 def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any M and N around the tiles' edges, any K, every distribution; half-range outputs where the values fit them."""
 
@@ -220,6 +227,8 @@ def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
         tolerance=TOLERANCE,
         fuzz=draw,
         predict=predict,
+        places=where,
+        operands=lambda case: {"y": Operand("x")},
         row_axis="E" if batch else "M",
         row_inputs=("x", "codes", "scales", "bias") if batch else ("x",),
     )

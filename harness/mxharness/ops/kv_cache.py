@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes
+from mxharness import functional, mxfp4, places, regimes
 from mxharness import golden as reference
 from mxharness.device import Device
 from mxharness.functional.kv_cache import KVCache
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 from mxharness.ops.kv_cache_reference import appended, gathered, placed, rotated, rotated_bits
+from mxharness.pattern import Places
 
 REGIMES = ("normal", "specials")
 HEAD_DIMS = (32, 64, 80, 96, 128)
@@ -217,6 +218,25 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     return contents(device, cache, inputs.get("table"))
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Sequence, head, position, page; of an MXFP4 cache its bytes and scales."""
+    if case.op == "apply_rope":
+        return {"y": places.heads(tensors["y"], case.shape[2], tensors["positions"])}
+    return cached(case, tensors, None if case.op == "kv_cache_read" else case.shape[1])
+
+
+def cached(case: Case, tensors: Tensors, T: int | None) -> dict[str, Places]:
+    """Of a cache's contents, or of its rows; T tokens were appended, none if it was only read."""
+    page, starts = case.option("page"), None if T is None else tensors["positions"]
+    found: dict[str, Places] = {}
+    for name in tensors:
+        if name.endswith(("_cache", "_cache_scales", "_rows")):
+            packed = "byte" if tensors[name].dtype == torch.uint8 else "dimension"
+            last = "scale index" if name.endswith("scales") else packed
+            found[name] = places.cache(tensors[name], last, int(page) if page else None, starts, T or 0)
+    return found
+
+
 def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any sequences, tokens, heads, head_dim, kind of cache and page."""
 
@@ -262,6 +282,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) ->
         ),
         fuzz=draw,
         predict=None if exact else predict,
+        places=where,
         row_axis="B",
         row_inputs=rows,
     )

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from mxharness import functional, mxfp4, regimes
+from mxharness import functional, mxfp4, places, regimes
 from mxharness import golden as reference
 from mxharness.bounds import gamma
 from mxharness.device import Device
 from mxharness.functional import lm_head
-from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.ops import gemm, sampling
 
 REGIMES = ("normal", "wide", "outliers")
@@ -282,6 +282,8 @@ def _op(name: str, cases: tuple[Case, ...]) -> Op:
         tolerance=replace(TOLERANCE, composed_ceiling=0.0) if name == "lm_head_forward" else TOLERANCE,
         fuzz=draw,
         predict=predict,
+        places=lambda case, tensors: places.vocabulary(tensors, case.shape[1]),
+        operands=lambda case: {"logits": Operand("codes" if "tied" in case.options else "x")},
         composed=None if name == "lm_head_forward" else composed,
         row_axis="M",
         row_inputs=("x", "ids", "uniforms"),

@@ -12,9 +12,10 @@ import torch
 from hypothesis import strategies as st
 
 from mxharness import golden as reference
-from mxharness import regimes, tensor_core
+from mxharness import places, regimes, tensor_core
 from mxharness.device import Device
-from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
+from mxharness.pattern import Places, along
 
 REGIMES = ("normal", "wide", "positive", "subnormal", "denormal", "specials")
 
@@ -63,6 +64,13 @@ def predict(case: Case, inputs: Tensors) -> Tensors:
     return {"d": torch.from_numpy(tensor_core.mma(c, a, b, case.dtype)).to(torch.float32)}
 
 
+def where(case: Case, inputs: Tensors) -> Mapping[str, Places]:
+    """Problem, row, column, and the lane that holds the element."""
+    d = inputs["d"]
+    lane = places.lane(torch.arange(8), torch.arange(16).unsqueeze(-1))
+    return {"d": {**along(d.shape, "problem", "row", "column"), "lane": lane}}
+
+
 def fuzz() -> st.SearchStrategy[Case]:
     """Few problems, chains of up to 12 steps."""
     return st.builds(
@@ -91,6 +99,8 @@ OP = Op(
     ),
     fuzz=fuzz,
     predict=predict,
+    places=where,
+    operands=lambda case: {"d": Operand("a")},
     row_axis="P",
     row_inputs=("a", "b", "c"),
 )

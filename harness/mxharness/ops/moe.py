@@ -6,16 +6,18 @@ interleaved. moe_forward returns every stage, and each is judged given the actua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from hypothesis import strategies as st
 
-from mxharness import mxfp4, regimes
+from mxharness import mxfp4, places, regimes
 from mxharness.device import Device
 from mxharness.functional.moe import moe_router, moe_stages
-from mxharness.op import Case, Op, Tensors, Tolerance
+from mxharness.op import Case, Op, Operand, Tensors, Tolerance
 from mxharness.ops.moe_reference import activation, chosen, composed, golden, predict
+from mxharness.pattern import Places, along
 
 ROUTER = (
     *(
@@ -110,6 +112,23 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     )  # fmt: skip
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Token, slot, expert, feature."""
+    ids, routed = tensors["ids"], {}
+    expert = torch.where((ids >= 0) & (ids < case.shape[1]), ids, -1)
+    for name in ("gate_up", "h", "down"):
+        if name in tensors:
+            routed[name] = {**along(tensors[name].shape, "token", "slot", "feature"), "expert": expert.unsqueeze(-1)}
+    chosen_ones = {**along(ids.shape, "token", "slot"), "expert": expert}
+    found = {"logits": along(tensors["logits"].shape, "token", "expert"), "ids": chosen_ones, "weights": chosen_ones}
+    return {**found, **routed, **({"y": places.product(tensors["y"], "token")} if "y" in tensors else {})}
+
+
+def operands(case: Case) -> Mapping[str, Operand]:
+    """The router's rows; the experts' weights, as each row meets its own."""
+    return {"logits": Operand("x"), "gate_up": Operand("gate_up_codes"), "down": Operand("down_codes")}
+
+
 def fuzz(name: str) -> st.SearchStrategy[Case]:
     """Any number of experts and k, tokens on both sides of the switch between kernels, every option."""
 
@@ -156,6 +175,8 @@ def _op(name: str, axes: str, cases: tuple[Case, ...]) -> Op:
         fuzz=partial(fuzz, name),
         predict=predict,
         composed=composed,
+        places=where,
+        operands=operands,
         row_axis="T",
         row_inputs=("x",),
     )

@@ -14,6 +14,7 @@ from mxharness import functional, mxfp4, regimes
 from mxharness import golden as reference
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.pattern import Places, along
 
 REGIMES = ("normal", "ties", "edges", "tiny", "specials", "wide")
 
@@ -67,6 +68,16 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     return {"codes": codes, "scales": scales}
 
 
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Row, and the byte or the scale along it."""
+    codes, scales = tensors["codes"], tensors["scales"]
+    block = {"scale index": torch.arange(codes.shape[1]).unsqueeze(0) // 16}
+    return {
+        "codes": {**along(codes.shape, "row", "byte"), **block},
+        "scales": along(scales.shape, "row", "scale index"),
+    }
+
+
 def fuzz() -> st.SearchStrategy[Case]:
     """Any rows, columns, rules and distributions."""
     options = st.tuples(st.sampled_from(mxfp4.SCALE_RULES), st.sampled_from(mxfp4.TIE_RULES))
@@ -93,6 +104,7 @@ OP = Op(
     launch=launch,
     tolerance=Tolerance(why="codes and scale bytes are decided, not rounded", source="OCP MX 1.0, section 6.3"),
     fuzz=fuzz,
+    places=where,
     row_axis="R",
     row_inputs=("x",),
 )

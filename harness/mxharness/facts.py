@@ -20,6 +20,7 @@ from mxharness import paths
 from mxharness.bounds import widened
 from mxharness.document import API_VERSION, read_document, write_atomically
 from mxharness.errors import UserError
+from mxharness.regimes import EXACT_WIDTH
 from mxharness.tensor_core import HOPPER, Unit, Units, predicting
 
 FLOAT32 = 2.0**-24
@@ -106,17 +107,19 @@ def assumed(device_class: str) -> Iterator[None]:
         yield
 
 
-def unpredicted(device_class: str) -> str:
-    """Why the bits of a device class are not predicted, and what to do; empty where they are."""
+def lacking(device_class: str) -> str:
+    """Which gates cannot judge this device class, and what to do; empty where all can."""
     fact = find(device_class)
     if fact is None:
         return (
-            f"predicted bits and exact arithmetic not judged, bounds doubled: nobody measured the tensor core of "
-            f"{device_class}; run `mxharness probe`"
+            f"{device_class} has no device fact: predicted bits and exact arithmetic are not judged, and bounds are "
+            f"{UNMEASURED / FLOAT32:g} times as wide; run `mxharness probe`"
         )
-    missing = [dtype for dtype, unit in fact.units.items() if unit is None]
-    if missing:
-        return f"predicted bits not judged: the tensor core of {device_class} follows no known model in {missing[0]}"
+    if fact.predicted is None:
+        dtypes = " and ".join(dtype for dtype, unit in fact.units.items() if unit is None)
+        return f"{device_class} has no known model of its tensor core in {dtypes}: predicted bits are not judged"
+    if fact.exact_integers < EXACT_WIDTH:
+        return f"{device_class} has no exact integers past {fact.exact_integers}: exact arithmetic is not judged"
     return ""
 
 

@@ -39,7 +39,9 @@ def check(device: Device, request: pytest.FixtureRequest) -> Check:
     def run(op: Op, case: Case, gate: Gate) -> Outcome:
         __tracebackhide__ = True
         if gate not in gates(op, case, facts.find(device.device_class)):
-            pytest.skip(facts.lacking(device.device_class))
+            reason = facts.lacking(device.device_class)
+            request.node.user_properties.append(("beyond", {"why": reason}))
+            pytest.skip(reason)
         inputs = op.make_inputs(case)
         execution = execute(op, case, device, inputs)
         outcome = judge(op, case, gate, device.device_class, inputs, execution)

@@ -32,6 +32,10 @@ class Session:
     selected: set[str] = field(default_factory=set)
     """Node ids of the tests that must run."""
     ran: set[str] = field(default_factory=set)
+    excused: set[str] = field(default_factory=set)
+    """Skipped because the machine lacks something."""
+    beyond: set[str] = field(default_factory=set)
+    """Node ids of checks under a gate that cannot judge this device, for want of a device fact."""
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The verdicts by "case gate"; of several on one check a failing one is kept."""
     passed: int = 0
@@ -71,13 +75,17 @@ class Session:
             key = f"{row['case']} {row['gate']}"
             if key not in self.outcomes or self.outcomes[key]["passed"]:
                 self.outcomes[key] = row
+        self.beyond |= {report.nodeid for _ in _properties(report, "beyond")}
         self.faults += _properties(report, "fault")
         self.fuzz += _properties(report, "fuzz")
         if self.known.take(report):
             return
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            self.skipped[report.nodeid.partition("[")[0], str(reason).removeprefix("Skipped: ")] += 1
+            why = str(reason).removeprefix("Skipped: ")
+            self.skipped[report.nodeid.partition("[")[0], why] += 1
+            if lawful(why):
+                self.excused.add(report.nodeid)
         elif report.failed and all(row["passed"] for row in outcomes):
             self.failed += 1
             self.failures.append((report.nodeid, _reason(report)))
@@ -86,17 +94,18 @@ class Session:
 
     @property
     def checks(self) -> set[str]:
-        """Node ids of the selected checks."""
+        """Node ids of the selected checks that must leave a verdict."""
         from mxharness.ops import OPS
 
         names = {op.name for op in OPS}
-        return {node_id for node_id in self.selected if is_check(node_id, names)}
+        return {node_id for node_id in self.selected - self.beyond if is_check(node_id, names)}
 
     @property
     def missing(self) -> set[str]:
         """What was selected and did not run, or left no verdict though it is a check."""
         judged = {f"{row['case']}-{row['gate']}" for row in self.outcomes.values()}
-        return (self.selected - self.ran) | {check for check in self.checks if parameters(check) not in judged}
+        silent = {check for check in self.checks - self.excused if parameters(check) not in judged}
+        return (self.selected - self.ran) | silent
 
     def coverage(self) -> Coverage:
         """What was to run and what did."""
@@ -150,7 +159,7 @@ class Session:
             worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if bounded else ""
             yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
         for drawn in fuzz.merged(self.fuzz):
-            margin = f", smallest margin {drawn.margin:.3g} of the bound" if drawn.checks > drawn.bitwise else ""
+            margin = f", smallest margin {drawn.margin:.3g} of the bound" if drawn.bounded else ""
             rejected = f", {drawn.rejected} rejected" if drawn.rejected else ""
             bits = f", {drawn.bitwise:,} verdicts on bits" if drawn.bitwise else ""
             yield f"{drawn.op:28} {drawn.examples:,} random cases{rejected}{bits}{margin}"

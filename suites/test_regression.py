@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc):
 
 
 def label(entry):
-    return f"@{entry.device_class}/{entry.name}" if entry else "@none"  # no part of the manifest
+    return f"@{entry.device_class}/{entry.name}@" if entry else "@none@"  # no part of the manifest
 
 
 def created(entry):

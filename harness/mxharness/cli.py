@@ -16,6 +16,8 @@ from mxharness.commands import common
 from mxharness.commands.baseline import baseline
 from mxharness.commands.faults import faults, mutants
 from mxharness.commands.look import info, list_
+from mxharness.commands.manifest import manifest
+from mxharness.commands.merge import merge
 from mxharness.commands.perplexity import fetch, perplexity
 from mxharness.commands.probe import probe
 from mxharness.commands.replay import replay
@@ -34,7 +36,7 @@ def commands() -> None:
     """
 
 
-for command in (run, list_, info, fetch, perplexity, baseline, faults, mutants, probe, replay, report):
+for command in (run, list_, info, fetch, perplexity, baseline, faults, mutants, probe, replay, report, manifest, merge):
     commands.add_command(command)
 
 

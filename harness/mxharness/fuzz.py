@@ -30,7 +30,7 @@ class Part:
     """Of the run."""
 
     def __str__(self) -> str:
-        return f"@{self.index}of{self.count}"
+        return f"@{self.index}of{self.count}@"
 
     def stream(self, op: Op) -> int:
         """The seed of this operator's and this part's random numbers."""
@@ -54,6 +54,11 @@ class FuzzRow:
     largest: float = 0.0
     """Largest error / bound of all of them."""
     seed: int = 0
+
+    @property
+    def bounded(self) -> int:
+        """Verdicts under a bound."""
+        return self.checks - self.bitwise
 
     @property
     def margin(self) -> float:
@@ -121,6 +126,9 @@ def reasons(rows: Iterable[FuzzRow]) -> list[str]:
 
 def sentence(rows: Sequence[FuzzRow]) -> str:
     """How many random cases held, and by how much."""
-    judged = sum(row.examples for row in rows)
-    closest = min(rows, key=lambda row: row.margin)
-    return f"{judged:,} random cases right, smallest margin {closest.margin:.2g} of the bound ({closest.op})"
+    judged = f"{sum(row.examples for row in rows):,} random cases right"
+    bounded = [row for row in rows if row.bounded]
+    if not bounded:
+        return judged
+    closest = min(bounded, key=lambda row: row.margin)
+    return f"{judged}, smallest margin {closest.margin:.2g} of the bound ({closest.op})"

@@ -4,8 +4,8 @@ suites/manifest.txt holds one test function a block and one parameter set a line
 collected has vanished, what is collected and does not stand in it is new; both fail a run, so that the list can never
 go stale. Only `mxharness manifest --write` changes it.
 
-A parameter's id may end in "-@...": what varies by machine or by request (the newest baseline, the part of a fuzz). It
-is no part of the manifest.
+What a parameter's id has between two @ varies by machine or by request (the newest baseline, the part of a fuzz) and is
+no part of the manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = "suites/manifest.txt"
 BLESS = "`mxharness manifest --write` blesses what there is"
 
 _HEAD = "# What a whole run must execute. Written by `mxharness manifest --write`; a run fails where it differs.\n"
-_VARIES = re.compile(r"(^|-)@.*")
+_VARIES = re.compile(r"^@[^@]*@-?|-@[^@]*@")
 _SHOWN = 3
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mxharness.commands.running import FUZZ
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def settle(config: pytest.Config) -> None:
     settings.register_profile(
         "ci",
         derandomize=True,
-        max_examples=40,
+        max_examples=FUZZ,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from mxharness import fixtures, known, options
+from mxharness.commands.running import DIARY, RECORD
 from mxharness.errors import UserError
 from mxharness.options import device_of, parameter
 from mxharness.session import Session
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 _SESSION = pytest.StashKey[Session]()
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-DIARY = "running.txt"
-"""Beside run.json while a run goes on: the test that began last."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -258,7 +257,7 @@ def _save(config: pytest.Config, incomplete: str) -> None:
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
     made = config.stash[_SESSION].record(device, command, options.limits(config), incomplete=incomplete)
-    record.save(made, Path(config.getoption("--report")) / "run.json")
+    record.save(made, Path(config.getoption("--report")) / RECORD)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -166,7 +166,7 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
         reasons += coverage.reasons(record.coverage)
     if record.selected <= 0 or record.executed <= 0:
         reasons.append("no check executed")
-    elif record.executed < record.selected and not (record.coverage and record.coverage.missing):
+    elif record.executed < record.selected and record.coverage is None:  # which names them
         reasons.append(f"{record.selected - record.executed} of {record.selected} selected checks did not execute")
     if len(record.outcomes) < record.executed:
         reasons.append(f"{_count(record.executed - len(record.outcomes), 'executed check')} left no verdict")

@@ -32,8 +32,6 @@ class Session:
     selected: set[str] = field(default_factory=set)
     """Node ids of the tests that must run."""
     ran: set[str] = field(default_factory=set)
-    excused: set[str] = field(default_factory=set)
-    """Skipped because the machine lacks something."""
     beyond: set[str] = field(default_factory=set)
     """Node ids of checks under a gate that cannot judge this device, for want of a device fact."""
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -84,8 +82,6 @@ class Session:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             why = str(reason).removeprefix("Skipped: ")
             self.skipped[report.nodeid.partition("[")[0], why] += 1
-            if lawful(why):
-                self.excused.add(report.nodeid)
         elif report.failed and all(row["passed"] for row in outcomes):
             self.failed += 1
             self.failures.append((report.nodeid, _reason(report)))
@@ -104,7 +100,7 @@ class Session:
     def missing(self) -> set[str]:
         """What was selected and did not run, or left no verdict though it is a check."""
         judged = {f"{row['case']}-{row['gate']}" for row in self.outcomes.values()}
-        silent = {check for check in self.checks - self.excused if parameters(check) not in judged}
+        silent = {check for check in self.checks if parameters(check) not in judged}
         return (self.selected - self.ran) | silent
 
     def coverage(self) -> Coverage:

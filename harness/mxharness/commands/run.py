@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from mxharness.commands import common
-from mxharness.commands.running import HOST_WINDOWS, RECORD, Request, execute, require_baseline, write_report
+from mxharness.commands.running import (
+    FUZZ,
+    HOST_WINDOWS,
+    RECORD,
+    NothingSelectedError,
+    Request,
+    execute,
+    require_baseline,
+    require_device,
+    write_report,
+)
 from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
@@ -33,6 +43,17 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option(
     "-n", "workers", default="", metavar="N|auto", callback=_workers, help="Worker processes.  [default: all cores]"
 )
+@click.option(
+    "--fuzz",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Random cases of every operator.  [default: {FUZZ}, with --quick 10]",
+)
+@click.option(
+    "--fuzz-seed", default="", metavar="SEED", help="Seed of the random cases, a number or 'random'.  [default: 0]"
+)
+@click.option("--shard", default="", metavar="I/N", help="Only part I of N; `mxharness merge` puts the parts together.")
+@click.option("--require-device", "required", metavar="CLASS", help="Refuse to run on another device class, as sm_90.")
 @click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
 @click.option("--no-perplexity", is_flag=True, help="Leave the model out.")
 @click.option(
@@ -51,6 +72,10 @@ def run(
     quick: bool,
     expression: str,
     workers: str,
+    fuzz: int | None,
+    fuzz_seed: str,
+    shard: str,
+    required: str | None,
     model: str,
     no_perplexity: bool,
     windows: int | None,
@@ -70,11 +95,21 @@ def run(
         quick=quick,
         expression=expression,
         workers=workers,
+        fuzz=fuzz,
+        fuzz_seed=fuzz_seed,
+        shard=shard,
         model=None if no_perplexity else model,
         windows=windows,
         quiet=as_json,
     )
-    found = execute(request, require_baseline(baseline_name) if baseline_name else None)
+    checks = [require_baseline(baseline_name)] if baseline_name else []
+    checks += [require_device(required)] if required else []
+    try:
+        found = execute(request, *checks)
+    except NothingSelectedError as error:
+        line = f"FAIL: nothing was selected: {error}"
+        common.print_json({"passed": False, "verdict": line}) if as_json else click.echo(line)
+        return common.MISMATCH
     comparison = drift.compare(baseline_name, found) if baseline_name else None
     report = write_report(found, out, comparison)
     verdict = record.verdict(found)
@@ -90,6 +125,7 @@ def run(
                 "device_class": found.device_class,
                 "seconds": found.seconds,
                 "perplexity": list(found.perplexity),
+                "fuzz": [{**dataclasses.asdict(row), "margin": row.margin} for row in found.fuzz],
                 "skipped": [dataclasses.asdict(skip) for skip in found.skipped],
                 "baseline": comparison.first_line if comparison else None,
                 "record": out / RECORD,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,19 +20,27 @@ from mxharness.commands import common
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
-    from mxharness.drift import Comparison
     from mxharness.document import Labelled
+    from mxharness.drift import Comparison
     from mxharness.record import RunRecord, Skip
 
 RECORD = "run.json"
 REPORT = "report.html"
 FAILURES = "failures"
+DIARY = "running.txt"
+"""Beside the suites' record while they run: the test that began last."""
 HOST_WINDOWS = 4
 """Windows of text on the host device, where each takes most of a minute on two cores."""
+FUZZ = 40
+"""Random cases of every operator in a whole run."""
 MOST_WORKERS = 8
 """Each holds a torch of its own."""
 
-_USAGE, _NOTHING = 4, 5  # pytest's exit codes for bad arguments and for an empty selection
+_USAGE = 4  # pytest's exit code for bad arguments
+
+
+class NothingSelectedError(UserError):
+    """A selection that leaves no test: a run that fails, as it proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,12 @@ class Request:
     expression: str = ""
     """pytest's -k."""
     quick: bool = False
+    shard: str = ""
+    """"I/N": part I of N; empty: everything."""
+    fuzz: int | None = None
+    """Random cases of every operator; None: the plugin's default."""
+    fuzz_seed: str = ""
+    """A number or "random"; empty: the plugin's default."""
     workers: str = ""
     """pytest-xdist's -n; empty: one process for a part of the suites, one a core, MOST_WORKERS at most, for all."""
     model: str | None = "smollm2"
@@ -57,12 +72,13 @@ class Request:
     """Progress goes to standard error, because standard output carries JSON."""
 
 
-def execute(request: Request, check: Callable[[str], None] | None = None) -> RunRecord:
+def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
     """Run the suites and the model, write run.json and return what it holds.
 
-    check: called with the device class before anything long, to refuse what would be refused at the end.
+    checks: called with the device class before anything long, to refuse what would be refused at the end.
 
-    Raises UserError for an unknown operator or model, a selection that is empty, and a device that is not there.
+    Raises NothingSelectedError for an empty selection, UserError for an unknown operator or model and for a device that
+    is not there.
     """
     from mxharness import record
     from mxharness.commands.perplexity import require_model
@@ -74,7 +90,7 @@ def execute(request: Request, check: Callable[[str], None] | None = None) -> Run
     if request.model is not None:
         require_model(request.model)
     opened = open_device(request.device)
-    if check:
+    for check in checks:
         check(opened.device_class)
     common.folder(request.out)
     started = time.monotonic()
@@ -82,6 +98,8 @@ def execute(request: Request, check: Callable[[str], None] | None = None) -> Run
         _suites(request, opened.name), command=shlex.join(("mxharness", *sys.argv[1:])), filters=_filters(request)
     )
     record.save(found, request.out / RECORD)  # an interrupt while the model is read loses no check
+    if found.incomplete:
+        return found
     rows, skipped = _perplexity(request, opened.name)
     found = dataclasses.replace(
         found,
@@ -91,6 +109,16 @@ def execute(request: Request, check: Callable[[str], None] | None = None) -> Run
     )
     record.save(found, request.out / RECORD)
     return found
+
+
+def require_device(wanted: str) -> Callable[[str], None]:
+    """A check for `execute` that the device is of class `wanted`."""
+
+    def check(device_class: str) -> None:
+        if wanted != device_class:
+            raise UserError(f"this run requires {wanted} and the device is {device_class}")
+
+    return check
 
 
 def require_baseline(name: str) -> Callable[[str], None]:
@@ -126,6 +154,12 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
         arguments.append("--quick")
     if request.expression:
         arguments += ["-k", request.expression]
+    if request.shard:
+        arguments += ["--shard", request.shard]
+    if request.fuzz is not None:
+        arguments += ["--fuzz", str(request.fuzz)]
+    if request.fuzz_seed:
+        arguments += ["--fuzz-seed", request.fuzz_seed]
     part = request.ops or request.expression or request.quick  # seconds, and each worker takes some to start
     arguments += ["-n", request.workers or ("0" if part else str(min(len(os.sched_getaffinity(0)), MOST_WORKERS)))]
     left_out = ["meta", *(["test_regression.py"] if request.blessing else [])]
@@ -144,12 +178,10 @@ def _suites(request: Request, device: str) -> RunRecord:
         done = subprocess.run(
             # -P keeps the working directory off sys.path
             (sys.executable, "-P", "-m", "pytest", *arguments),
-            env=_environment(),
+            env=environment(),
             stdout=sys.stderr if request.quiet else None,
             check=False,
         )
-        if done.returncode == _NOTHING:
-            raise UserError(f"nothing to run: no check matches {' '.join(_filters(request)) or 'the selection'}")
         if done.returncode == _USAGE:
             given = f"-k {shlex.quote(request.expression)}" if request.expression else "its arguments"
             raise UserError(f"pytest refused {given}; its own message is above")
@@ -157,10 +189,18 @@ def _suites(request: Request, device: str) -> RunRecord:
             raise UserError(
                 f"the suites ended with code {done.returncode} and left no record; pytest's output says why"
             )
-        return record.load(path)
+        found = record.load(path)
+        if found.coverage and not found.coverage.selected and not (found.coverage.lost or found.coverage.errors):
+            raise NothingSelectedError(f"no test matches {' '.join(_filters(request)) or 'the selection'}")
+        if done.returncode < 0:  # ended by a signal: what it left is the record of its start
+            diary = path.with_name(DIARY)
+            last = f" while running {diary.read_text(encoding='utf-8')}" if diary.is_file() else ""
+            name = signal.Signals(-done.returncode).name
+            found = dataclasses.replace(found, incomplete=f"the suites were killed by {name}{last}")
+        return found
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours without another pytest's settings; hypothesis keeps its files in the cache, not in the working directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {"HYPOTHESIS_STORAGE_DIRECTORY": str(paths.cache() / "hypothesis"), **kept}
@@ -173,6 +213,10 @@ def _filters(request: Request) -> tuple[str, ...]:
         filters.append("--quick")
     if request.expression:
         filters.append(f"-k {shlex.quote(request.expression)}")
+    if request.fuzz is not None and request.fuzz < FUZZ:
+        filters.append(f"--fuzz {request.fuzz}")
+    if request.shard:
+        filters.append(f"--shard {request.shard}")
     return tuple(filters)
 
 

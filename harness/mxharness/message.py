@@ -65,7 +65,14 @@ def _describe(
     bounded = gate in ("bound", "composed")
     times = f", {ratio:.3g}x the bound" if bounded and math.isfinite(ratio) else ""
     digits = ".6g" if bounded else ".9g"
-    looks = [pattern.describe(verdict.bad, places), values.describe(output, verdict.want, verdict.bad, places), k]
+    nan = output.isnan() & verdict.bad if output.is_floating_point() else torch.zeros_like(verdict.bad)
+    holes = f"the NaN in {pattern.describe(nan, places)}" if 0 < int(nan.sum()) < count else ""
+    looks = [
+        pattern.describe(verdict.bad, places),
+        holes,
+        values.describe(output, verdict.want, verdict.bad, places),
+        k,
+    ]
     return (
         f"{count} of {output.numel()} elements of {name} {reason}{special}; "
         f"worst {place}: got {got:{digits}}, should be {want:{digits}}{times}; "

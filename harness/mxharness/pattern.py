@@ -7,6 +7,7 @@ wins, the plainer of two that are about as good.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ import torch
 
 Places = Mapping[str, torch.Tensor]
 """Name of a place to its number in every element; integers that broadcast to the output. A number below 0 is no place:
-no rule speaks about such elements."""
+no rule speaks about such elements. A name that begins with "where" has the number 1 where it is true."""
 
 TILES = (128, 64, 32, 16, 8)
 _PLURALS = {"matrix": "matrices", "index": "indices", "entry": "entries"}
 _BORNE_OUT = 0.5
 """The share of a rule's elements that must fail for the rule to be named."""
-_NARROWER = 0.5
+_TIMES = 3
+"""Fewer failing elements than this many for each number of a list, or for a pair of rules, may agree by chance."""
+_NARROWER = 0.65
 """A rule must leave out this share of the healthy elements; a pair of rules, of those that one rule leaves in."""
 
 
@@ -45,7 +48,7 @@ def describe(bad: torch.Tensor, places: Places | None = None) -> str:
     rules = [rule for rule in rules if not bool((flat & ~rule.mask).any())]
     single = _best(rules, count)
     best = single
-    if single is not None and count > 1 and _healthy(single, count) > 0:
+    if single is not None and count > _TIMES and _healthy(single, count) > 0:
         pair = _best(list(_pairs(rules, count)), count)
         if pair is not None and _healthy(pair, count) <= _NARROWER * _healthy(single, count):
             best = pair
@@ -102,8 +105,9 @@ def _pairs(rules: list[Rule], count: int) -> Iterator[Rule]:
 
 def plural(name: str) -> str:
     """Of a place's name."""
-    head, _, last = name.rpartition(" ")
-    return f"{head} {_PLURALS.get(last, f'{last}s')}".strip()
+    thing, *rest = re.split(r"(?= (?:of|in) )", name, maxsplit=1)
+    head, _, last = thing.rpartition(" ")
+    return f"{head} {_PLURALS.get(last, f'{last}s')}".strip() + "".join(rest)
 
 
 def _rules(name: str, place: torch.Tensor, bad: torch.Tensor) -> Iterator[Rule]:
@@ -112,12 +116,17 @@ def _rules(name: str, place: torch.Tensor, bad: torch.Tensor) -> Iterator[Rule]:
     hit = sorted(set(value[bad.flatten()].tolist()))
     there = sorted(set(value[value >= 0].tolist()))
     if len(there) > 1 and hit[0] >= 0:
-        yield from _values(name, value, hit, there)
-        yield from _ranges(name, value, hit, there)
+        yield from _values(name, value, hit, there, int(bad.sum()))
+        if not name.startswith("where "):
+            yield from _ranges(name, value, hit, there)
 
 
-def _values(name: str, value: torch.Tensor, hit: list[int], there: list[int]) -> Iterator[Rule]:
+def _values(name: str, value: torch.Tensor, hit: list[int], there: list[int], failing: int) -> Iterator[Rule]:
     """Rules about numbers by themselves: one, some, all but one, even or odd, those with one remainder."""
+    if name.startswith("where "):  # yes or no
+        if hit == [1]:
+            yield Rule(name, value == 1, 1)
+        return
     first, several = hit[0], plural(name)
     if len(hit) == 1:
         if first == there[-1] > 1:
@@ -127,7 +136,7 @@ def _values(name: str, value: torch.Tensor, hit: list[int], there: list[int]) ->
         if all(v % 2 == parity for v in hit) and any(v % 2 != parity for v in there):
             what = "nibble" if name == "k" else name
             yield Rule(f"every {word} {what}", (value >= 0) & (value % 2 == parity), 1)
-    if 1 < len(hit) <= 4 and hit[-1] - first >= len(hit):
+    if 1 < len(hit) <= 4 and hit[-1] - first >= len(hit) and failing >= _TIMES * len(hit):
         yield Rule(f"{several} {', '.join(map(str, hit))}", torch.isin(value, torch.tensor(hit)), 3 + len(hit))
     right = sorted(set(there) - set(hit))
     if len(right) == 1 and len(there) > 2 and right[0] not in (there[0], there[-1]):

@@ -32,7 +32,7 @@ def decoded(y: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *names: 
         "scale index": k // BLOCK,
         "place in its block": k % BLOCK,
         "code": codes.long()[..., :K],
-        "code without its sign": codes.long()[..., :K] % 8,
+        "magnitude code": codes.long()[..., :K] % 8,
         "scale byte": scales.long().repeat_interleave(BLOCK, -1)[..., :K],
     }
 
@@ -51,10 +51,9 @@ def heads(y: torch.Tensor, Hkv: int, first: torch.Tensor) -> Places:
     _, T, H, _ = y.shape
     group = max(H // Hkv, 1)
     head = torch.arange(H).reshape(1, 1, -1, 1)
-    found = along(y.shape, "sequence", "token", "head", "dimension")
     position = (first.long()[:, None] + torch.arange(T))[:, :, None, None]
     shared = {"KV head": head // group, "head of its group": head % group} if group > 1 else {}
-    return {**found, **shared, "position": position}
+    return {**shared, **along(y.shape, "sequence", "token", "head", "dimension"), "position": position}
 
 
 def cache(y: torch.Tensor, last: str, page: int | None, starts: torch.Tensor | None = None, T: int = 0) -> Places:

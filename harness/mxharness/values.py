@@ -7,12 +7,17 @@ from collections.abc import Iterator
 import torch
 
 from mxharness.bounds import UNIT_ROUNDOFF
+from mxharness.mxfp4 import BLOCK
 from mxharness.pattern import Places, indices
 
 _SHARE = 0.95
 """Of the failing elements, for which a sentence must be true."""
 _ENOUGH = 4
 """Fewer failing elements agree by chance."""
+
+
+_SAME = 0.02
+"""So near 1 a factor is none, but a rounding."""
 
 
 def describe(got: torch.Tensor, want: torch.Tensor, bad: torch.Tensor, places: Places | None = None) -> str:
@@ -35,7 +40,7 @@ def describe(got: torch.Tensor, want: torch.Tensor, bad: torch.Tensor, places: P
             factor = float((y[told] / want[told]).nan_to_num(0.0, 0.0, 0.0).median())
             near = torch.tensor(abs(factor), dtype=torch.float64).log2().round()
             for exact in (float(near.exp2()) * (1 if factor > 0 else -1), factor):
-                if factor != 0 and fits(want * exact):
+                if abs(exact - 1) > _SAME and fits(want * exact):
                     return "the sign is wrong" if exact == -1 else f"they are {exact:.4g} times what they should be"
     if not got.is_floating_point():
         offset = int((y - want)[known].median())
@@ -59,6 +64,10 @@ def _elsewhere(want: torch.Tensor, places: Places | None) -> Iterator[tuple[str,
             yield f"the two halves of the {name} are read as alternating", want.index_select(axis, half)
             yield f"alternating {name} are read as two halves", want.index_select(axis, half.argsort())
             yield f"the two halves of the {name} are exchanged", want.roll(size // 2, axis)
+    if want.shape[-1] % BLOCK == 0:
+        blocks, order = want.unflatten(-1, (-1, BLOCK)), torch.arange(BLOCK).reshape(2, -1).T.flatten()
+        yield "the halves of each block of 32 are read as alternating", blocks[..., order].flatten(-2)
+        yield "what alternates in each block of 32 is read as two halves", blocks[..., order.argsort()].flatten(-2)
     if want.ndim == 2 and min(want.shape) > 1:
         yield "the result is transposed", want.T.reshape(want.shape)
         yield "the result is transposed", want.reshape(want.shape[::-1]).T

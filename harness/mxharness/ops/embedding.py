@@ -97,7 +97,7 @@ def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
     ids = tensors["ids"].long()
     names = ("sequence", "token")[-ids.ndim :]
     found = places.decoded(tensors["y"], mxfp4.unpack(tensors["codes"])[ids], tensors["scales"][ids], *names)
-    return {"y": {**found, "id": ids.unsqueeze(-1)}}
+    return {"y": {"id": ids.unsqueeze(-1), **found}}
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:

@@ -16,6 +16,7 @@ from mxharness import functional, regimes
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 from mxharness.ops import activations
+from mxharness.pattern import Places, along
 
 REGIMES = ("normal", "limits", "wide", "specials")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -57,6 +58,20 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     gate, up = x.chunk(2, 1) if "halves" in case.options else (x[:, 0::2], x[:, 1::2])
     function = partial(activations.swiglu_limited, alpha=alpha, limit=limit)
     return {"y": activations.expected(function, x.dtype, gate, up)}
+
+
+def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
+    """Row, feature, and on which side of the limits gate and up lie."""
+    x, (_, limit) = tensors["x"], _setting(case)
+    gate, up = x.chunk(2, 1) if "halves" in case.options else (x[:, 0::2], x[:, 1::2])
+    sides = {
+        "where the gate is above the limit": gate > limit,
+        "where the gate is below -limit": gate < -limit,
+        "where up is above the limit": up > limit,
+        "where up is below -limit": up < -limit,
+        "where gate or up is NaN": gate.isnan() | up.isnan(),
+    }
+    return {"y": {**along(tensors["y"].shape, "row", "feature"), **{name: at.long() for name, at in sides.items()}}}
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
@@ -101,6 +116,7 @@ OP = Op(
         ceiling=0.02,
     ),
     fuzz=fuzz,
+    places=where,
     row_axis="M",
     row_inputs=("x",),
 )

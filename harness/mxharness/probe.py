@@ -28,7 +28,7 @@ from mxharness.tensor_core import HOPPER, STEP, Floats, Unit
 DTYPE_NAMES = ("bf16", "fp16")
 WIDTHS = range(18, 25)
 """Exponents of the integers that are tried; float32 ends at 24."""
-_FEW = 8  # problems of a case on which many models are compared
+_FEW = 4  # problems of a case on which many models are compared
 _SHORT = 128  # the longest chain that is drawn more than once
 
 
@@ -127,7 +127,7 @@ def run_probe(device: Device, seeds: int = 64) -> ProbeResult:
         message=_message(device.device_class, findings, rows),
         rows=tuple(rows),
         findings=tuple(findings),
-        exact_integers=_exact_integers(device),
+        exact_integers=exact_integers(device),
         past_exact=_past_exact(device),
         unit_roundoff=max(roundoffs),
     )
@@ -216,7 +216,7 @@ def _unit(device: Device, dtype: str, few: list[_Draw]) -> Unit | None:
     """Hopper's where nothing contradicts it, else what the directed inputs leave of the family."""
     if _share(few, HOPPER) == 0:
         return HOPPER
-    return next(iter(fitting.fit(lambda vectors: _sums(device, dtype, vectors), dtype).units), None)
+    return next(iter(fitting.fit(lambda vectors: sums(device, dtype, vectors), dtype).units), None)
 
 
 def _closest(dtype: str, few: list[_Draw]) -> Unit:
@@ -226,7 +226,7 @@ def _closest(dtype: str, few: list[_Draw]) -> Unit:
     return min(FAMILY, key=lambda unit: _share(some, unit))
 
 
-def _sums(device: Device, dtype: str, vectors: Vectors) -> Floats:
+def sums(device: Device, dtype: str, vectors: Vectors) -> Floats:
     """The sums (V) of directed vectors on the device, each at another place of the instruction's results."""
     V = len(vectors.c)
     at = (torch.arange(V), torch.arange(V) % 16, torch.arange(V) % 8)
@@ -255,7 +255,7 @@ def _moved(device: Device, dtype: str, step: int) -> tuple[int, int]:
     return moved(inside), moved(across)
 
 
-def _exact_integers(device: Device) -> int:
+def exact_integers(device: Device) -> int:
     """The largest power of two within which every sum of integers came out exact, 0 where none did."""
     exact = 0
     for width in WIDTHS:
@@ -283,4 +283,4 @@ def _inexact(device: Device, dtype: str, width: int) -> int:
 def _past_exact(device: Device) -> float:
     """2^24 and 15 ones, less 2^24: past the exact integers an odd sum cannot be held."""
     vectors = Vectors(np.array([2.0**24]), np.array([[1.0] * 15 + [0.0]]), np.ones((1, STEP)))
-    return float(_sums(device, DTYPE_NAMES[0], vectors)[0] - 2.0**24)
+    return float(sums(device, DTYPE_NAMES[0], vectors)[0] - 2.0**24)

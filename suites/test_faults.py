@@ -11,3 +11,4 @@ def test_fault_is_caught(fault, plant):
     result = plant(fault)
     assert result.caught, f"{fault.name} survived {result.checks} checks: {fault.symptom}"
     assert result.detector == fault.detector
+    assert fault.pattern in result.message

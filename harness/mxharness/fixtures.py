@@ -44,7 +44,7 @@ def check(device: Device, request: pytest.FixtureRequest) -> Check:
             pytest.skip(reason)
         inputs = op.make_inputs(case)
         execution = execute(op, case, device, inputs)
-        outcome = judge(op, case, gate, device.device_class, inputs, execution)
+        outcome = judge(op, case, gate, device.device_class, inputs, execution, device)
         if not outcome.passed and (recorded or not outcome.refused):  # of a random case the last, smallest one stays
             name = f"{case}-{gate}" if recorded else request.node.nodeid
             place = failures_of(request.config)
@@ -77,7 +77,7 @@ def random_check(device: Device, request: pytest.FixtureRequest) -> Callable[[Op
         inputs = op.make_inputs(case)
         execution = execute(op, case, device, inputs)
         known = gates(op, case, facts.find(device.device_class))
-        outcomes = [judge(op, case, gate, device.device_class, inputs, execution) for gate in known]
+        outcomes = [judge(op, case, gate, device.device_class, inputs, execution, device) for gate in known]
         wrong = next((one for one in outcomes if not one.passed and not one.refused), None)
         if wrong:  # while Hypothesis shrinks, each overwrites the one before; the smallest is run last
             place = failures_of(request.config), request.node.nodeid

@@ -41,7 +41,7 @@ def replay(saved: Saved, device: Device, *, scale: float | None = None, unit_rou
     tolerance, rule = _rule(saved, scale, unit_roundoff)
     op = replace(saved.op, tolerance=tolerance)
     execution = execute(op, saved.case, device, saved.inputs)
-    outcome = judge(op, saved.case, saved.gate, device.device_class, saved.inputs, execution)
+    outcome = judge(op, saved.case, saved.gate, device.device_class, saved.inputs, execution, device)
     same = digest(execution.outputs) == saved.outcome.digest
     where = f"{saved.case} under {saved.gate} on {device.device_class}"
     by = f" with {rule}" if rule else ""

@@ -8,6 +8,12 @@ _SOFTMAX = "visible[j][r] ? exp32(__fsub_rn(s[0][j][r], base(top[half]))) : 0.0f
 _QUERY = "problem.q_stride + (head * G + r % G) * D + column"
 _END = "const int end = ((problem.causal ? start + last / G + 1 : length) + CHUNK - 1) / CHUNK;"
 _UNDEFINED = ("barrier-dropped-before-scores", "barrier-dropped-before-staging", "idle-warps-return")
+_PLACES = {
+    "head-stride-of-another-layout": "heads 1 to 4",
+    "grouped-output-never-written": "heads of its group from 1 on",
+    "causal-mask-long-by-one": "tokens up to 3",
+    "unseen-value-times-zero": "position 67 alone",
+}
 
 FAULTS = tuple(
     Fault(
@@ -17,6 +23,7 @@ FAULTS = tuple(
         change=KernelChange("kv_cache.cuh" if name == "cache-scale-dropped" else "attention.cu", old, new),
         op="attention",
         detector=detector,
+        pattern=_PLACES.get(name, ""),
         undefined=name in _UNDEFINED,
     )
     for name, seen_in, symptom, old, new, detector in (

@@ -14,6 +14,7 @@ def _scale_bias(offset: int) -> Fault:
         change=KernelChange("mxfp4.cuh", "    if (s == 0) return", f"    s += {offset};\n    if (s == 0) return"),
         op="dequant",
         detector="exact",
+        pattern=f"they are {2.0**offset:g} times what they should be",
     )
 
 
@@ -25,6 +26,7 @@ FAULTS = (
         change=LayoutChange("gguf", "nibbles", "linear-low"),
         op="dequant",
         detector="exact",
+        pattern="the halves of each block of 32 are read as alternating",
     ),
     Fault(
         name="nibbles-swapped",
@@ -37,6 +39,7 @@ FAULTS = (
         ),
         op="dequant",
         detector="exact",
+        pattern="neighbours (even and odd k) are exchanged",
     ),
     *(_scale_bias(offset) for offset in (-2, -1, 1, 2)),
     Fault(
@@ -46,6 +49,7 @@ FAULTS = (
         change=KernelChange("mxfp4.cuh", "if (s == 0) return __uint_as_float(0x00400000u);", ""),
         op="dequant",
         detector="exact",
+        pattern="scale byte 0 alone",
     ),
     Fault(
         name="scale-cast-to-half",
@@ -59,6 +63,7 @@ FAULTS = (
         ),
         op="dequant",
         detector="exact",
+        pattern="the NaN in magnitude code 0 alone, in scale bytes 143 to 254",
     ),
     Fault(
         name="linear-code-table",
@@ -67,6 +72,7 @@ FAULTS = (
         change=KernelChange("mxfp4.cuh", "low[2] = {0xC0800000u, 0xC0804000u}", "low[2] = {0xC0800000u, 0x60402000u}"),
         op="dequant",
         detector="exact",
+        pattern="magnitude codes from 5 on",
     ),
     Fault(
         name="tail-written-past-the-end",

@@ -37,6 +37,7 @@ FAULTS = (
         ),
         op="embedding_lookup_cached",
         detector="exact",
+        pattern="id 18 alone",
     ),
     Fault(
         name="batch-of-ids-read-as-32-bit",
@@ -55,6 +56,7 @@ FAULTS = (
         ),
         op="add_position_embeddings",
         detector="exact",
+        pattern="tokens up to 4",
     ),
     Fault(
         name="position-restarts-with-every-step",
@@ -63,5 +65,6 @@ FAULTS = (
         change=KernelChange("embedding.cu", "start + (offsets.values == nullptr ? 0 : offsets[row / span])", "start"),
         op="add_position_embeddings",
         detector="exact",
+        pattern="sequences from 1 on",
     ),
 )

@@ -7,6 +7,11 @@ from mxharness.planted.fault import Fault, KernelChange
 _INVERSE = "static_cast<std::uint32_t>(254 - s) << 23"
 _SCALE = "encode_scale(__uint_as_float(largest), scale_rule)"
 _FIRST = "const float first = __fmul_rn(__uint_as_float(pair << 16), scale);"
+_PLACES = {
+    "nan-test-on-the-scale": "scale bytes 134, 255",
+    "scale-of-a-sixth-truncated": "they are 1 too small",
+    "negative-exponent-wraps": "they are 254 too large",
+}
 
 FAULTS: tuple[Fault, ...] = (
     *(
@@ -17,6 +22,7 @@ FAULTS: tuple[Fault, ...] = (
             change=KernelChange(file, old, new),
             op=op,
             detector="exact",
+            pattern=_PLACES.get(name, ""),
         )
         for name, seen_in, symptom, file, old, new, op in (
             (

@@ -23,6 +23,12 @@ _GPT_OSS = (
     ("swiglu-plus-one-dropped", "up instead of up + 1", "__fmul_rn(__fadd_rn(u, 1.0f), glu)", "__fmul_rn(u, glu)"),
     ("swiglu-limit-hides-nan", "a NaN becomes the limit", "x > limit ? limit : x", "x < limit ? x : limit"),
 )
+_PLACES = {
+    "swiglu-limit-on-one-side": "where up is below -limit",
+    "swiglu-gate-unlimited": "where the gate is above the limit",
+    "swiglu-gate-limited-below": "where the gate is below -limit",
+    "swiglu-limit-hides-nan": "where gate or up is NaN",
+}
 
 FAULTS: tuple[Fault, ...] = (
     *(
@@ -33,6 +39,7 @@ FAULTS: tuple[Fault, ...] = (
             change=KernelChange(_ACTIVATION, old, new),
             op="swiglu",
             detector="bound",
+            pattern=_PLACES.get(name, ""),
         )
         for name, symptom, old, new in _GPT_OSS
     ),
@@ -86,6 +93,7 @@ FAULTS: tuple[Fault, ...] = (
         ),
         op="ffn_forward_bias",
         detector="bound",
+        pattern="not in the products",
     ),
     Fault(
         name="residual-added-twice",

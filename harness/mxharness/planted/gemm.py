@@ -27,10 +27,11 @@ FAULTS = (
             change=KernelChange("gemm.cuh", old, new),
             op="gemm",
             detector="bound",
+            pattern=f"every element, the last K block ({block})",
         )
-        for path, old, new in (
-            ("few-rows", "const int chunks = (K + chunk - 1) / chunk;", "const int chunks = K / chunk;"),
-            ("many-rows", "begin < K; begin += chunk", "begin + chunk <= K; begin += chunk"),
+        for path, old, new, block in (
+            ("few-rows", "const int chunks = (K + chunk - 1) / chunk;", "const int chunks = K / chunk;", 8),
+            ("many-rows", "begin < K; begin += chunk", "begin + chunk <= K; begin += chunk", 4),
         )
     ),
     Fault(
@@ -57,6 +58,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="bound",
+        pattern="the NaN in the last feature (32)",
     ),
     Fault(
         name="raw-scale-byte-in-the-small-path",
@@ -81,6 +83,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="bound",
+        pattern="the result is transposed",
     ),
     Fault(
         name="packed-along-the-wrong-axis",
@@ -118,6 +121,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="predicted",
+        pattern="the way their sums are joined",
     ),
     Fault(
         name="partial-sum-dropped",
@@ -128,6 +132,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="bound",
+        pattern="K block 7 alone, k 224 to 255",
     ),
     Fault(
         name="partial-sum-added-twice",
@@ -138,6 +143,7 @@ FAULTS = (
         ),
         op="gemm",
         detector="bound",
+        pattern="K blocks 0 to 7, k 0 to 255",
     ),
     *(
         Fault(
@@ -190,6 +196,7 @@ FAULTS = (
         ),
         op="gemm_batch",
         detector="bound",
+        pattern="matrices from 1 on",
     ),
     Fault(
         name="persistent-buffer-of-another-scale",

@@ -68,6 +68,7 @@ FAULTS = (
             change=KernelChange("kv_cache.cuh", old, new),
             op=op,
             detector=detector,
+            pattern="positions 0, 4, 8" if (name, where) == ("stale-page", "written") else "",
         )
         for where, op, detector in (("written", "kv_cache_append", "bound"), ("read", "attention", "bound"))
         for name, symptom, old, new in (

@@ -37,6 +37,7 @@ FAULTS = (
         ),
         op="lm_head_forward",
         detector="bound",
+        pattern="the last feature (32)",
     ),
     Fault(
         name="top-k-keeps-one-less",

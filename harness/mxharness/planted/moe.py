@@ -15,8 +15,9 @@ def _fault(
     seen_in: str = "generic: routing to experts",
     op: str = "moe_forward",
     detector: str = "bound",
+    pattern: str = "",
 ) -> Fault:
-    return Fault(name=name, seen_in=seen_in, symptom=symptom, change=change, op=op, detector=detector)
+    return Fault(name=name, seen_in=seen_in, symptom=symptom, change=change, op=op, detector=detector, pattern=pattern)
 
 
 FAULTS = (
@@ -34,6 +35,7 @@ FAULTS = (
         "expert-index-off-by-one",
         "every token meets its neighbour's expert: ids count from 1",
         KernelChange("moe.cu", "lane] = id_of(mine);", "lane] = id_of(mine) + 1;"),
+        pattern="they are 1 too large",
     ),
     _fault(
         "nan-logit-never-chosen",
@@ -58,6 +60,7 @@ FAULTS = (
         "bias-of-the-first-expert",
         "right where all tokens go to expert 0: the others' biases are never read",
         KernelChange("gemm.cuh", _BIAS, "bias[n]"),
+        pattern="not in the products",
     ),
     _fault(
         "row-of-another-token",

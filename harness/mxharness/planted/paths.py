@@ -58,6 +58,7 @@ FAULTS: tuple[Fault, ...] = (
         ),
         op="gemm",
         detector="bound",
+        pattern="features 32 to 63",
     ),
     Fault(
         name="tokens-read-as-columns",

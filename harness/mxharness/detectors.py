@@ -6,7 +6,6 @@ that execute the cases again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,8 @@ OF_AN_EXECUTION = ("crash", "contract", "memory", *GATES)
 or arguments that the operator itself refuses. memory: writes and reads outside, inputs changed. And the gates."""
 CHECKED = {"race": "racecheck", "uninitialised": "initcheck", "undefined": "undefined"}
 """Detectors that run the kernels with a check before every access, on the host device, and what the check is called."""
+CHECKED_CASES = 6
+"""Cases of an operator that these run: they take long."""
 DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance", *CHECKED)
 """All, in the order of a search."""
 
@@ -73,7 +74,7 @@ def search(
     """Run detectors until one sees something.
 
     agreed: where the outputs are the healthy kernel's bit for bit, the gates are known to pass and are not run.
-    again: how many cases of an operator, the first, are executed once more by the detectors that do; None: all.
+    again: how many cases of an operator are executed once more by the detectors that do; None: all.
     """
     checks = 0
     for op, case in cases:
@@ -82,22 +83,30 @@ def search(
             if finding is not None:
                 return Search(finding, checks)
     for name in only:
-        for op, case in _first(cases, again) if name not in OF_AN_EXECUTION else ():
+        for op, case in _chosen(name, cases, again) if name not in OF_AN_EXECUTION else ():
             checks += 1
             if finding := _again(name, op, case, device, strict=True):
                 return Search(finding, checks)
     return Search(None, checks)
 
 
-def _first(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op, Case]]:
-    """The first `count` cases of every operator."""
-    seen: Counter[str] = Counter()
+def _some(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op, Case]]:
+    """`count` cases of every operator, evenly from the cheapest on; all for None."""
+    if count is None:
+        return list(cases)
+    groups: dict[str, list[tuple[Op, Case]]] = {}
+    for op, case in sorted(cases, key=lambda pair: cost(pair[1])):
+        groups.setdefault(op.name, []).append((op, case))
     kept = []
-    for op, case in cases:
-        seen[op.name] += 1
-        if count is None or seen[op.name] <= count:
-            kept.append((op, case))
+    for group in groups.values():
+        taken = min(count, len(group))
+        kept += [group[i * len(group) // taken] for i in range(taken)]
     return kept
+
+
+def _chosen(name: str, cases: Sequence[tuple[Op, Case]], again: int | None) -> list[tuple[Op, Case]]:
+    """The cases that a detector which executes them once more is tried on."""
+    return _some(cases, CHECKED_CASES if name in CHECKED else again)
 
 
 def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:
@@ -109,7 +118,7 @@ def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Fi
             if finding is not None:
                 found.setdefault(finding.detector, finding)
     for name in (*_AGAIN, *CHECKED):
-        for op, case in cases:
+        for op, case in _chosen(name, cases, None):
             if finding := _again(name, op, case, device, strict=False):
                 found[name] = finding
                 break
@@ -161,10 +170,14 @@ def _again(name: str, op: Op, case: Case, device: Device, *, strict: bool) -> Fi
 
 
 def _checked(check: str, op: Op, case: Case, device: Device) -> str:
-    """What a checked run of the case ends with; nothing on a GPU, whose tools run beside the process."""
-    if not isinstance(device, HostDevice):
+    """What a checked run of the case ends with, where an ordinary one ends well.
+
+    Nothing on a GPU, whose tools run beside the process.
+    """
+    inputs = op.make_inputs(case)
+    if not isinstance(device, HostDevice) or execute(op, case, device, inputs).violations:
         return ""
-    execution = execute(op, case, device.configured(checks=frozenset({check})), op.make_inputs(case))
+    execution = execute(op, case, device.configured(checks=frozenset({check})), inputs)
     return f"{op.name} {case}: {'; '.join(execution.violations)}; {case!r}" if execution.violations else ""
 
 

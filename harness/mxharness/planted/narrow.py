@@ -14,6 +14,7 @@ FAULTS: tuple[Fault, ...] = (
         change=KernelChange("mma.cuh", "static constexpr int chunk = 128;", "static constexpr int chunk = 256;"),
         op="gemm",
         detector="predicted",
+        pattern="the way their sums are joined",
     ),
     Fault(
         name="global-scale-and-its-inverse",
@@ -60,5 +61,56 @@ FAULTS: tuple[Fault, ...] = (
         change=KernelChange("quantize.cu", _SCALE_BYTE, "    if (s != 255)" + _SCALE_BYTE[3:]),
         op="quantize",
         detector="repeatability",
+    ),
+    Fault(
+        name="prefetch-past-the-end",
+        seen_in="generic: a pipeline that loads one step ahead",
+        symptom="right where memory goes on behind a tensor: a byte past the scales is read and never used",
+        change=KernelChange(
+            "dequant.cu",
+            "    alignas(16) T values[PER_THREAD];",
+            "    static_cast<void>(*static_cast<const volatile std::uint8_t*>(scales + row * blocks + blocks));\n"
+            "    alignas(16) T values[PER_THREAD];",
+        ),
+        op="dequant",
+        detector="memory",
+        undefined=True,
+    ),
+    Fault(
+        name="barrier-dropped-after-the-reduction",
+        seen_in="any block-wide reduction",
+        symptom="a race: the next reduction writes the scratch that a slow warp still reads",
+        change=KernelChange(
+            "warp.cuh",
+            "value = combine(value, scratch[warp]);\n    __syncthreads();\n",
+            "value = combine(value, scratch[warp]);\n",
+        ),
+        op="moe_forward",
+        detector="race",
+        undefined=True,
+    ),
+    Fault(
+        name="rows-past-the-end-never-staged",
+        seen_in="any tiled kernel",
+        symptom="right while rows do not mix: the tensor core is fed shared memory that nobody has written",
+        change=KernelChange(
+            "gemm.cuh",
+            "for (int i = 0; i < 8; ++i) weights_to[i] = 0;",
+            "for (int i = 8; i < 8; ++i) weights_to[i] = 0;",
+        ),
+        op="gemm",
+        detector="uninitialised",
+        undefined=True,
+    ),
+    Fault(
+        name="registers-past-their-end",
+        seen_in="generic: a loop that goes one too far",
+        symptom="right while the compiler keeps the array in registers: two elements past its end are written",
+        change=KernelChange(
+            "dequant.cu", "for (int i = 0; i < PER_THREAD / 2; ++i) {", "for (int i = 0; i <= PER_THREAD / 2; ++i) {"
+        ),
+        op="dequant",
+        detector="undefined",
+        undefined=True,
     ),
 )

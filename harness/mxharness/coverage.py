@@ -64,6 +64,14 @@ def reasons(coverage: Coverage) -> list[str]:
     return [*found, *coverage.skips]
 
 
+def idle(judged: Iterable[str], drawn: Iterable[str], planted: int | None) -> list[str]:
+    """What every whole run has, and this one lacks: random cases of every operator judged, and planted faults."""
+    found = [] if planted else ["no planted fault was run"]
+    if left := sorted(set(judged) - set(drawn)):
+        found.append(f"no random case was judged of {', '.join(left)}")
+    return found
+
+
 def read(values: Mapping[str, Any] | None) -> Coverage | None:
     """What a run record holds."""
     if values is None:

@@ -144,6 +144,15 @@ def within(manifest: Manifest, named: Sequence[str], ignored: Sequence[str] = ()
     return manifest.only([one for one in manifest.ids if inside(one, named) and not inside(one, ignored)])
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """(part from 1, parts) of "I/N"; UserError for anything else."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    index, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise UserError(f"no shard '{text}'; parts are 1/N to N/N, as 2/3")
+    return index, count
+
+
 def shard(ids: Iterable[str], index: int, count: int) -> frozenset[str]:
     """Part `index` (from 1) of `count`: the same on every machine, as many of each test function in every part."""
     order = sorted(ids, key=lambda one: (function(one), hashlib.sha256(one.encode()).digest()))

@@ -11,9 +11,8 @@ from mxharness import fuzz, manifest
 from mxharness.coverage import Coverage
 from mxharness.document import Labelled
 from mxharness.errors import UserError
-from mxharness.manifest import Manifest
+from mxharness.manifest import Manifest, shard_of
 from mxharness.op import Outcome
-from mxharness.options import shard_of
 from mxharness.record import OtherTests, RunRecord, Skip
 
 _PERPLEXITY = "perplexity"

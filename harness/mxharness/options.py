@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import secrets
 import shlex
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from mxharness.commands.running import FUZZ
 from mxharness.errors import UserError
+from mxharness.manifest import shard_of
 
 if TYPE_CHECKING:
     from mxharness.device import Device
@@ -119,15 +119,6 @@ def require(config: pytest.Config, device_class: str) -> None:
     wanted = config.getoption("--require-device")
     if wanted and wanted != device_class:
         raise UserError(f"this run requires {wanted} and the device is {device_class}")
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """(part from 1, parts) of "I/N"; UserError for anything else."""
-    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    index, count = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= index <= count:
-        raise UserError(f"no shard '{text}'; parts are 1/N to N/N, as 2/3")
-    return index, count
 
 
 def places(config: pytest.Config) -> tuple[str, ...]:

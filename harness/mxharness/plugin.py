@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SESSION] = Session(shard=config.getoption("--shard"))
     if not _is_worker(config):
         config.pluginmanager.register(config.stash[_SESSION], "mxharness-session")
+    config.stash[_SESSION].whole = options.whole(config) and not options.limits(config)
     try:
         options.settle(config)
         if config.getoption("--device") != "auto":
@@ -163,7 +164,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _deselect(config, items, {item.nodeid for item in items if keep(item)})
     yield
     if shard := config.getoption("--shard"):
-        _deselect(config, items, manifest.shard([item.nodeid for item in items], *options.shard_of(shard)))
+        _deselect(config, items, manifest.shard([item.nodeid for item in items], *manifest.shard_of(shard)))
 
 
 def _deselect(config: pytest.Config, items: list[pytest.Item], kept: set[str] | frozenset[str]) -> None:

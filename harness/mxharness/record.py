@@ -128,10 +128,10 @@ def achieved(record: RunRecord) -> list[str]:
     """What a run covered, in parts of a sentence; the device and what limited the run are among them."""
     arithmetic = "bit-exact tensor-core" if record.arithmetic == "tensor-core" else record.arithmetic
     right = sum(is_right(outcome) for outcome in record.outcomes)
-    parts = [
-        f"{right} of {record.selected} checks right on {record.device_class} ({arithmetic} arithmetic)",
-        _count(len({outcome.op for outcome in record.outcomes}), "operator"),
-    ]
+    checks = f"{right} of {record.selected} checks right " if record.selected or record.outcomes else ""
+    parts = [f"{checks}on {record.device_class} ({arithmetic} arithmetic)"]
+    if record.outcomes:
+        parts.append(_count(len({outcome.op for outcome in record.outcomes}), "operator"))
     if record.filters:
         parts.append(f"limited by {' '.join(record.filters)}")
     if record.perplexity:
@@ -176,19 +176,11 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
     if not record.perplexity and not perplexity_left_out(record):
         why = next((skip.why for skip in record.skipped if skip.what == "perplexity"), "no result recorded")
         reasons.append(f"perplexity did not run ({why})")
-    if record.faults is not None and not record.faults:
-        reasons.append("no planted fault was run")
     if record.coverage and record.coverage.manifest and not record.filters:
-        reasons += _idle(record)
-    return reasons
-
-
-def _idle(record: RunRecord) -> list[str]:
-    """What every whole run has, and this one lacks."""
-    reasons = ["no planted fault was run"] if record.faults is None else []
-    left = {outcome.op for outcome in record.outcomes} - {row.op for row in record.fuzz}
-    if left:
-        reasons.append(f"no random case was judged of {_names(sorted(left))}")
+        judged, drawn = ({row.op for row in rows} for rows in (record.outcomes, record.fuzz))
+        reasons += coverage.idle(judged, drawn, len(record.faults or ()))
+    elif record.faults is not None and not record.faults:
+        reasons.append("no planted fault was run")
     return reasons
 
 

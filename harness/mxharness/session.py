@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mxharness import fuzz
-from mxharness.coverage import Coverage, is_check, lawful, reasons
+from mxharness.coverage import Coverage, idle, is_check, lawful, reasons
 from mxharness.known import Known
 from mxharness.manifest import parameters
 
@@ -29,6 +29,8 @@ class Session:
     collection: dict[str, Any] = field(default_factory=dict)
     """What was collected, held against the manifest: some fields of a Coverage."""
     shard: str = ""
+    whole: bool = False
+    """Whether nothing narrows the run."""
     selected: set[str] = field(default_factory=set)
     """Node ids of the tests that must run."""
     ran: set[str] = field(default_factory=set)
@@ -127,7 +129,10 @@ class Session:
 
     def problems(self) -> list[str]:
         """Why the run fails, the gravest first; empty when it passes."""
-        found = [*reasons(self.coverage()), *fuzz.reasons(fuzz.merged(self.fuzz)), *self.known.wrong]
+        drawn = fuzz.merged(self.fuzz)
+        found = [*reasons(self.coverage()), *fuzz.reasons(drawn), *self.known.wrong]
+        if self.whole and self.collection.get("manifest"):
+            found += idle({row["op"] for row in self.outcomes.values()}, {row.op for row in drawn}, len(self.faults))
         for number, noun in ((self.failing, "check"), (self.failed, "other test")):
             if number:
                 found.append(f"{number:,} {noun}{'s' if number > 1 else ''} failed")

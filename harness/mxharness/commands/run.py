@@ -34,6 +34,13 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
     return value
 
 
+def _seed(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A number, or that any will do."""
+    if value and value != "random" and not value.isdecimal():
+        raise click.BadParameter(f"'{value}' is neither a whole number nor 'random'")
+    return value
+
+
 @click.command()
 @common.device_option
 @click.option("--op", "ops", metavar="NAME", multiple=True, help="Only this operator, or all of FILE.cu; repeatable.")
@@ -50,7 +57,11 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
     help=f"Random cases of every operator.  [default: {FUZZ}, with --quick 10]",
 )
 @click.option(
-    "--fuzz-seed", default="", metavar="SEED", help="Seed of the random cases, a number or 'random'.  [default: 0]"
+    "--fuzz-seed",
+    default="",
+    metavar="SEED",
+    callback=_seed,
+    help="Seed of the random cases, a number or 'random'.  [default: 0]",
 )
 @click.option("--shard", default="", metavar="I/N", help="Only part I of N; `mxharness merge` puts the parts together.")
 @click.option("--require-device", "required", metavar="CLASS", help="Refuse to run on another device class, as sm_90.")

@@ -83,10 +83,13 @@ def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
     from mxharness import record
     from mxharness.commands.perplexity import require_model
     from mxharness.device import open_device
+    from mxharness.manifest import shard_of
     from mxharness.ops import select
 
     for name in request.ops:
         select(name)
+    if request.shard:
+        shard_of(request.shard)
     if request.model is not None:
         require_model(request.model)
     opened = open_device(request.device)
@@ -190,7 +193,8 @@ def _suites(request: Request, device: str) -> RunRecord:
                 f"the suites ended with code {done.returncode} and left no record; pytest's output says why"
             )
         found = record.load(path)
-        if found.coverage and not found.coverage.selected and not (found.coverage.lost or found.coverage.errors):
+        held = found.coverage
+        if held and not (held.selected or held.lost or held.errors or found.incomplete):
             raise NothingSelectedError(f"no test matches {' '.join(_filters(request)) or 'the selection'}")
         if done.returncode < 0:  # ended by a signal: what it left is the record of its start
             diary = path.with_name(DIARY)

@@ -37,7 +37,7 @@ class Known:
         if report.skipped and hasattr(report, "wasxfail"):
             self.rows[row["check"]] = row
             return True
-        if report.failed and report.longreprtext.startswith("[XPASS(strict)]"):
+        if report.failed and str(report.longrepr).startswith("[XPASS(strict)]"):
             self.wrong.append(ledger.passes(row["check"], row["entry"]))
             return True
         return False

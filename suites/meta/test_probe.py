@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from mxharness import bounds, facts, fitting, probe, regimes, tensor_core
+from mxharness import bounds, facts, fitting, paths, probe, regimes, tensor_core
 from mxharness.commands import probe as command
 from mxharness.device import host
 from mxharness.errors import UserError
@@ -150,10 +153,17 @@ def test_data_that_tell_nothing_prove_nothing(monkeypatch):
 def test_the_width_of_exact_integers_is_measured(devices):
     assert probe.exact_integers(devices[VOLTA]) == 2**24
     assert probe.exact_integers(devices[ODD]) == 2**23
+    inputs = probe.integers("fp16", 20)
+    c, a, b = (inputs[name].double().abs() for name in ("c", "a", "b"))
+    magnitude = c + a @ b.mT
+    assert (magnitude[:40] == 2**20).all()
+    assert (magnitude[40:] > 2**19).all()
+    assert (magnitude[40:] < 2**20).all()
 
 
 def test_the_unit_roundoff_bounds_a_step():
     assert [tensor_core.unit_roundoff(unit) * 2**24 for unit in (HOPPER, AMPERE, VOLTA)] == [1, 2, 4]
+    assert tensor_core.unit_roundoff(Unit(4, 25, accumulator="after")) * 2**24 == 2
     rng = np.random.default_rng(0)
     a, b = (rng.uniform(1, 2, (64, 1, 128)).astype(np.float16).astype(float) for _ in range(2))
     exact = (a @ b.swapaxes(1, 2))[:, 0, 0]
@@ -201,6 +211,27 @@ def test_published_models_are_in_the_family_and_say_whether_they_were_measured()
     assert {known.unit for known in KNOWN} <= set(FAMILY)
     assert [known.name for known in KNOWN if known.measured] == ["Hopper"]
     assert all(known.source for known in KNOWN)
+
+
+def test_a_run_says_which_gates_could_not_judge_and_counts_their_checks(tmp_path):
+    (tmp_path / "unmeasured.py").write_text("from mxharness import facts\nfacts.find = lambda device_class: None\n")
+    suites = [str(paths.suites() / f"test_{name}.py") for name in ("exact", "accuracy")]
+    options = ["-p", "unmeasured", "-p", "no:cacheprovider", "--device", "host", "--op", "mma", "-k", "64x16-bf16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *suites],
+        cwd=paths.checkout(),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    reason = "host has no device fact: predicted bits and exact arithmetic are not judged"
+    header, _, rest = done.stdout.partition("collected")
+    assert f"mxharness: {reason}" in header
+    assert f"did not happen: {reason}" in rest
+    assert "test_exact, 7 cases)" in rest
+    assert "7 of 7 checks right" in rest
+    assert "did not run" not in rest
 
 
 def canned(unit, device_class="sm_80", share=0.3):

@@ -23,6 +23,7 @@ from mxharness.commands.probe import probe
 from mxharness.commands.replay import replay
 from mxharness.commands.report import report
 from mxharness.commands.run import run
+from mxharness.commands.sanitize import sanitize
 from mxharness.errors import UserError
 
 
@@ -36,7 +37,22 @@ def commands() -> None:
     """
 
 
-for command in (run, list_, info, fetch, perplexity, baseline, faults, mutants, probe, replay, report, manifest, merge):
+for command in (
+    run,
+    list_,
+    info,
+    fetch,
+    perplexity,
+    baseline,
+    faults,
+    mutants,
+    probe,
+    replay,
+    report,
+    manifest,
+    merge,
+    sanitize,
+):
     commands.add_command(command)
 
 

@@ -129,19 +129,31 @@ class Fenced:
     ) -> None:
         """As the device's; an access outside on the host device raises OutOfBounds with the tensor's name."""
         self.launches += 1
-        if not self._host:
-            return self.device.launch(source, kernel, grid, block, *arguments)
-        for region in self._regions if self._host.settings.checks else ():
-            self._host.note_written(region.tensor, self.poison)
+        if self._host:
+            self._launch_on(self._host, source, kernel, grid, block, *arguments)
+        else:
+            self.device.launch(source, kernel, grid, block, *arguments)
+
+    def _launch_on(
+        self,
+        host: HostDevice,
+        source: str,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        *arguments: object,
+    ) -> None:
+        for region in self._regions if host.settings.checks else ():
+            host.note_written(region.tensor, self.poison)
         strangers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for argument in arguments:
             if isinstance(argument, torch.Tensor) and not self.owns(argument):
                 strangers[argument.data_ptr()] = (_extent(argument), self._moved(argument))
         moved = [strangers[a.data_ptr()][1] if _is_in(a, strangers) else a for a in arguments]
         try:
-            self._host.launch(source, kernel, grid, block, *moved)
+            host.launch(source, kernel, grid, block, *moved)
         except OutOfBounds as failure:
-            names = dict(zip(_addresses(moved), self._host.sources.parameters(source, kernel), strict=False))
+            names = dict(zip(_addresses(moved), host.sources.parameters(source, kernel), strict=False))
             raise failure.at(self._place(failure.address, names)) from None
         for original, copy in strangers.values():
             if not torch.equal(original, copy):

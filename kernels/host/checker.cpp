@@ -69,7 +69,8 @@ struct SharedShadow {  // of one library
 
 std::vector<Buffer> buffers;  // by address
 std::vector<SharedShadow> shared_shadows;
-std::uint64_t accesses = 0;
+std::uint64_t checked_launches = 0;
+bool launch_is_counted = false;
 
 struct {  // a write over another thread's write: a race if it changes the bytes
     std::uintptr_t address = 0, shown = 0;
@@ -175,7 +176,10 @@ bool is_argument(const Launch& launch, std::uintptr_t address) {
 
 }  // namespace
 
-void check_launch_begin() { suspect.size = 0; }
+void check_launch_begin() {
+    suspect.size = 0;
+    launch_is_counted = false;
+}
 void check_block_end() { settle(*current_worker); }
 
 // Called before a kernel reads or writes.
@@ -185,8 +189,8 @@ CPU_SHARED void check_access(const void* pointer, std::size_t size, bool write) 
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
     const Launch& launch = worker->launch();
     if (worker->holds(address) || address == reinterpret_cast<std::uintptr_t>(&self)) return;
+    if (!std::exchange(launch_is_counted, true)) ++checked_launches;
     if ((launch.settings.checks & (MEMORY | RACE | INIT)) == 0) return;
-    ++accesses;
     settle(*worker);
     if (worker->shared() != 0 && address - worker->shared() < launch.library.shared_bytes)
         return check_cells(*worker, shared_shadow(launch.library), address - worker->shared(), address, size, write, true);
@@ -242,5 +246,5 @@ extern "C" CPU_SHARED void cpu_note_written(std::uint64_t address, unsigned char
         if (bytes[i] != poison) buffer->written[i] = true;
 }
 
-// Accesses seen since the process began.
-extern "C" CPU_SHARED std::uint64_t cpu_checked_accesses() { return cpu::accesses; }
+// Launches of which the checker saw an access, since the process began.
+extern "C" CPU_SHARED std::uint64_t cpu_checked_launches() { return cpu::checked_launches; }

@@ -140,9 +140,7 @@ void Worker::run_block(std::uint64_t index) {
         std::memset(reinterpret_cast<void*>(shared_), 0xFF, launch_->library.shared_bytes);
     if (launch_->settings.seed != 0) {
         random_ = mixed(launch_->settings.seed ^ mixed(index));
-        order_.resize(static_cast<std::size_t>(threads_));
-        std::iota(order_.begin(), order_.end(), 0);
-        for (std::size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random() % i]);
+        draw_order();
     }
     if (_setjmp(home_) == 0)
         if (Fiber* fiber = take_fiber()) resume(fiber);
@@ -272,10 +270,39 @@ void Worker::begin(Thread& thread, int index) const {
 
 std::uint64_t Worker::random() { return random_ = mixed(random_); }
 
+// Warps begin in a drawn order, and the lanes within each.
+void Worker::draw_order() {
+    std::vector<int> warps(warps_.size());
+    std::iota(warps.begin(), warps.end(), 0);
+    for (std::size_t i = warps.size(); i > 1; --i) std::swap(warps[i - 1], warps[random() % i]);
+    order_.clear();
+    for (const int warp : warps) {
+        const std::size_t first = order_.size();
+        for (int i = warp * warp_size; i < std::min((warp + 1) * warp_size, threads_); ++i) order_.push_back(i);
+        for (std::size_t i = order_.size() - first; i > 1; --i)
+            std::swap(order_[first + i - 1], order_[first + random() % i]);
+    }
+}
+
 // Whether a thread that has not begun goes on next, rather than one that waited.
 bool Worker::begins_thread() {
     if (next_thread_ >= threads_) return false;
-    return launch_->settings.seed == 0 || ready_.empty() || random() % 2 == 0;
+    return launch_->settings.seed == 0 || ready_.empty() || random() % 4 == 0;
+}
+
+// Brings a drawn thread to the front: mostly one of the warp that ran, so that a warp gets far ahead of the others, as
+// they do on a GPU; a fair choice would keep them in step and hide what a missing barrier allows.
+void Worker::draw_ready() {
+    const std::size_t first = random() % ready_.size();
+    std::size_t chosen = first;
+    if (random() % 16 != 0)
+        for (std::size_t i = 0; i < ready_.size(); ++i) {
+            const std::size_t here = (first + i) % ready_.size();
+            if (ready_[here]->thread.warp != running_->thread.warp) continue;
+            chosen = here;
+            break;
+        }
+    std::swap(ready_.front(), ready_[chosen]);
 }
 
 void Worker::wait() {
@@ -291,7 +318,7 @@ void Worker::wait() {
 
 void Worker::go_on() {
     if (ready_.empty() || launch_->failed) _longjmp(home_, 1);  // the block has ended, or nobody can go on
-    if (launch_->settings.seed != 0) std::swap(ready_.front(), ready_[random() % ready_.size()]);
+    if (launch_->settings.seed != 0) draw_ready();
     Fiber* fiber = ready_.front();
     ready_.pop_front();
     resume(fiber);

@@ -107,6 +107,8 @@ private:
     void begin(Thread& thread, int index) const;
     void wait();
     [[noreturn]] void go_on();
+    void draw_order();
+    void draw_ready();
     bool begins_thread();
     std::uint64_t random();
 

@@ -121,7 +121,7 @@ def _runtime(folder: str) -> ctypes.CDLL:
     library.cpu_watch.restype = ctypes.c_bool
     library.cpu_unwatch.argtypes = (ctypes.c_uint64,)
     library.cpu_note_written.argtypes = (ctypes.c_uint64, ctypes.c_ubyte)
-    library.cpu_checked_accesses.restype = ctypes.c_uint64
+    library.cpu_checked_launches.restype = ctypes.c_uint64
     library.cpu_set_threads(len(os.sched_getaffinity(0)))
     return library
 
@@ -131,7 +131,11 @@ def _local_poison() -> tuple[str, ...]:
     """The flag that fills locals with a pattern, where the compiler has it (g++ 12, clang 8)."""
     flag = "-ftrivial-auto-var-init=pattern"
     command = [compiler(), flag, "-x", "c++", "-fsyntax-only", "-"]
-    return (flag,) if subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0 else ()
+    return (
+        (flag,)
+        if subprocess.run(command, input="", capture_output=True, text=True, check=False).returncode == 0
+        else ()
+    )
 
 
 def _unit_flags(unit: Unit) -> list[str]:
@@ -201,7 +205,7 @@ class HostDevice:
         """The same kernels under other settings."""
         other = HostDevice(self.sources, fast=self.fast, unit=self.unit, settings=replace(self.settings, **changes))
         if bool(other.settings.checks) == bool(self.settings.checks):
-            other._libraries = self._libraries  # noqa: SLF001  our own class
+            other._libraries = self._libraries
         return other
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -261,9 +265,9 @@ class HostDevice:
         self.runtime.cpu_note_written(tensor.data_ptr(), poison)
 
     @property
-    def accesses(self) -> int:
-        """By checked kernels, since the process began."""
-        return int(self.runtime.cpu_checked_accesses())
+    def checked_launches(self) -> int:
+        """Launches of which the checker saw an access, since the process began."""
+        return int(self.runtime.cpu_checked_launches())
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

@@ -1,0 +1,81 @@
+"""Memory and order: no kernel touches what it may not, reads what nothing wrote, or leans on the order of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mxharness.device import open_device
+from mxharness.device.guard import PLACEMENTS
+from mxharness.device.host import CHECKS, HostDevice
+from mxharness.execution import execute
+from mxharness.judge import digest
+from mxharness.sanitize import TOOLS, cheapest, control
+
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def host() -> HostDevice:
+    """Its kernels are the GPU's own text, so all of this is about them, whatever device the run is on."""
+    device = open_device("host")
+    assert isinstance(device, HostDevice)
+    return device
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """Some of the cheaper half of an operator's cases; all of them are `mxharness sanitize --cases 0`."""
+
+    def of(op, count):
+        cheaper = cheapest(op, -(-len(op.cases) // 2))
+        return cheaper[:: -(-len(cheaper) // count)]
+
+    return of
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_nothing_is_touched_beside_a_tensor(op, placement, host):
+    for case in op.cases:
+        execution = execute(op, case, host, op.make_inputs(case), placement=placement)
+        assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"
+
+
+def test_no_bit_depends_on_the_order_of_threads(op, host, spread):
+    for case in spread(op, 6):
+        inputs = op.make_inputs(case)
+        right = digest(execute(op, case, host, inputs).outputs)
+        for seed in SEEDS:
+            execution = execute(op, case, host.configured(seed=seed), inputs)
+            assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"
+            assert digest(execution.outputs) == right, f"{case!r}: other bits with order {seed}"
+
+
+def test_every_access_is_in_order(op, host, spread):
+    """All checks at once; the same bits as without them shows that no local is read before it is written."""
+    checked = host.configured(checks=frozenset(CHECKS))
+    for case in spread(op, 4):
+        inputs = op.make_inputs(case)
+        before = checked.checked_launches
+        execution = execute(op, case, checked, inputs)
+        assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"
+        assert checked.checked_launches > before, f"{case!r}: the checker saw no kernel"
+        assert digest(execution.outputs) == digest(execute(op, case, host, inputs).outputs), repr(case)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_sees_the_error_planted_for_it(tool, host):
+    control(tool, host)
+
+
+def test_a_callers_flush_to_zero_changes_no_bit(op, host, spread):
+    assert torch.set_flush_denormal(True), "this processor cannot flush to zero: nothing was tried"
+    torch.set_flush_denormal(False)
+    for case in spread(op, 4):
+        inputs = op.make_inputs(case)
+        right = digest(execute(op, case, host, inputs).outputs)
+        torch.set_flush_denormal(True)
+        try:
+            outputs = execute(op, case, host, inputs).outputs
+        finally:
+            torch.set_flush_denormal(False)
+        assert digest(outputs) == right, f"{case!r}: other bits where the caller flushes to zero"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, factor, gamma, probable
-from mxharness.evidence import bitwise_refusal, bound_refusal
+from mxharness.evidence import inexact, loose
 from mxharness.op import Expected, Gate, Tolerance
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -51,7 +51,7 @@ def compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: Tol
         want = want.to(torch.float32).to(output.dtype)
     same = (output == want) if not output.is_floating_point() else _same_bits(output, want)
     ratio = torch.where(same, 0.0, torch.inf).double()
-    return Verdict(~same, ratio, want.double(), bitwise_refusal(gate, expected.value))
+    return Verdict(~same, ratio, want.double(), inexact(expected.value) if gate == "exact-arithmetic" else "")
 
 
 def _same_bits(output: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _within_bound(output: torch.Tensor, expected: Expected, tolerance: Tolerance
     if (likely := probable(expected.chain, tolerance.unit_roundoff)) < gamma_n:
         along = error / (bound - tolerance.scale * (gamma_n - likely) * expected.magnitude)
         line = largest_of(torch.where(ratio > 0, along, 0.0).nan_to_num(torch.inf))
-    refusal = bound_refusal(bound, want, out_of_range, ceiling)
+    refusal = loose(bound, want, out_of_range, ceiling)
     return Verdict(ratio > 1, ratio, want, refusal, line=line, chain=expected.chain)
 
 

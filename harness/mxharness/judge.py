@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from mxharness import facts, localise, measures, regimes
+from mxharness import evidence, facts, localise, measures, regimes
 from mxharness.compare import compare, largest_of
 from mxharness.device import Device
 from mxharness.execution import Execution, as_bytes, execute
@@ -77,7 +77,8 @@ def _judge(
     floats = [outputs[name] for name in verdicts if outputs[name].is_floating_point()]
     nan = sum(int(tensor.isnan().sum()) for tensor in floats)
     inf = sum(int(tensor.isinf().sum()) for tensor in floats)
-    refusals = [verdict.refusal for verdict in verdicts.values() if verdict.refusal]
+    nothing = evidence.degenerate(case, inputs), evidence.empty(case, gate, {n: v.want for n, v in verdicts.items()})
+    refusals = [text for text in (*nothing, *(verdict.refusal for verdict in verdicts.values())) if text]
     passed = bool(outputs) and bad == 0 and not execution.violations and not refusals
     wants = {name: (outputs[name], verdict.want) for name, verdict in verdicts.items()}
     outcome = Outcome(

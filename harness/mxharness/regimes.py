@@ -27,6 +27,33 @@ EXACT_WIDTH = 2**24
 """Quanta within which their magnitudes sum up: a device must add integers exactly so far (facts.py)."""
 
 
+DECLARED = {
+    "positive": "no cancellation: truncation, which is biased, adds up",
+    "offset": "a mean far from zero: a variance in one pass cancels",
+    "infinite": "Inf alone decides the sign of a result",
+    "nan": "NaN must reach every result that it belongs to, and no other",
+    "overflow": "decoded weights past the largest number are Inf",
+    "specials": "zeros of both signs, NaN, Inf, the largest number",
+    "tiny": "subnormal numbers, which half holds as zeros",
+    "denormal": "subnormal operands without an accumulator",
+}
+"""Regimes that are one-sided, or whose results are mostly NaN, Inf or zero, on purpose, and what for. A case of theirs
+is judged, but it is no evidence for an operator (evidence.py)."""
+DECLARED_OPTIONS = {
+    "data=equal": "all tokens tie, so that nothing but their order decides",
+    "nan_expert": "a NaN logit must be chosen, and reach every weight",
+}
+"""The same for options of a case."""
+
+
+def declared(case: Case) -> str:
+    """Why the case is degenerate on purpose; empty where it is not, and must not be."""
+    if case.regime == "wide" and case.dtype == "fp16" and "fp32" not in case.options:
+        return "results past half's range are Inf"
+    found = (DECLARED_OPTIONS[option] for option in case.options if option in DECLARED_OPTIONS)
+    return DECLARED.get(case.regime) or next(found, "")
+
+
 def generator(case: Case, what: str = "") -> Generator:
     """The random stream of one case; `what` separates tensors that must not share numbers."""
     name = f"{case.op} {case.shape} {case.regime} {case.seed} {what}"  # not dtype and options: they meet the same data

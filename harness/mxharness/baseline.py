@@ -106,6 +106,8 @@ def _refuse_unfit(record: RunRecord) -> None:
     result = verdict(record)
     if not result.passed:
         raise UserError(f"a failing run cannot be a baseline: {'; '.join(result.reasons)}")
+    if record.known:
+        raise UserError(f"a run with known failures cannot be a baseline: {record.known[0]['check']} fails")
     twice = unstable(record)
     if twice:
         raise UserError(f"a baseline needs one truth, and {', '.join(twice)} ran twice with different bits")

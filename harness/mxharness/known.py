@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = f"known failure until {entry.expires}: {entry.reason} ({entry.where})"
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=_FAILURES))
             item.user_properties.append((_EXCUSE, entry.row(_name(item))))
-    if not options.limits(config):
+    if all(limit.startswith("--shard ") for limit in options.limits(config)):  # shards are cut after this
         unused = list(ledger.unused(known.entries, [_name(item) for item in items]))
         known.wrong += unused
         if hasattr(config, "workeroutput"):

@@ -216,6 +216,7 @@ def test_nothing_is_overwritten_without_replace(tmp_path: Path) -> None:
     ("unfit", "says"),
     [
         (run(broken()), "a failing run cannot be a baseline: 1 check failed"),
+        (run(broken(), known=({"check": f"{broken().case} {broken().gate}"},)), "a run with known failures cannot be"),
         (run(selected=9), "6 of 9 selected checks did not execute"),
         (run(filters=("--op gemm",)), "limited by --op gemm"),
         (run(arithmetic="float32"), "needs tensor-core arithmetic"),

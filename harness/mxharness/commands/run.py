@@ -24,6 +24,7 @@ from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
     from mxharness.drift import Comparison
+    from mxharness.fuzz import FuzzRow
     from mxharness.record import RunRecord
 
 
@@ -65,6 +66,12 @@ def _seed(_context: click.Context, _parameter: click.Parameter, value: str) -> s
 )
 @click.option("--shard", default="", metavar="I/N", help="Only part I of N; `mxharness merge` puts the parts together.")
 @click.option("--require-device", "required", metavar="CLASS", help="Refuse to run on another device class, as sm_90.")
+@click.option(
+    "--known-failures",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Failures that are known, each with a reason and an end.  [default: baselines/known_failures.toml]",
+)
 @click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
 @click.option("--no-perplexity", is_flag=True, help="Leave the model out.")
 @click.option(
@@ -87,6 +94,7 @@ def run(
     fuzz_seed: str,
     shard: str,
     required: str | None,
+    known_failures: Path | None,
     model: str,
     no_perplexity: bool,
     windows: int | None,
@@ -109,6 +117,7 @@ def run(
         fuzz=fuzz,
         fuzz_seed=fuzz_seed,
         shard=shard,
+        known_failures=known_failures,
         model=None if no_perplexity else model,
         windows=windows,
         quiet=as_json,
@@ -149,6 +158,11 @@ def run(
     return common.PASS if passed else common.MISMATCH
 
 
+def _margin(row: FuzzRow) -> str:
+    """How far the worst element stayed below its bound; a dash for an operator that has none."""
+    return common.short(row.margin) if row.bounded else "-"
+
+
 def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
     """Print the outcomes by operator and gate, the model, what was skipped, where to start, and the verdict."""
     from mxharness import record
@@ -165,6 +179,12 @@ def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
         ("operator", "gate", "right", "of", "largest error / bound"),
         [(op, gate, sum(right), len(right), common.short(largest[op, gate])) for (op, gate), right in groups.items()],
     )
+    if found.fuzz:
+        common.print_table(
+            "Random cases",
+            ("operator", "right", "rejected", "verdicts on bits", "smallest margin"),
+            [(row.op, row.examples, row.rejected, row.bitwise, _margin(row)) for row in found.fuzz],
+        )
     if found.perplexity:
         columns = ("name", "text", "protocol", "weights", "activations", "perplexity")
         rows = [[common.short(row.get(name, "")) for name in columns] for row in found.perplexity]
@@ -175,6 +195,8 @@ def print_summary(found: RunRecord, comparison: Comparison | None) -> None:
         common.print_table("Skipped", ("what", "why"), [(skip.what, skip.why) for skip in found.skipped])
     for outcome in html.smallest(found):
         click.echo(f"smallest failed check of {outcome.op}: {outcome.message or outcome.case}\n")
+    for row in found.known:
+        click.echo(f"known failure until {row['expires']}: {row['check']}: {row['reason']} ({row['where']})\n")
     for failure in found.tests.failures:
         click.echo(f"{failure.id}: {failure.message}\n")
     click.echo(record.verdict(found).first_line)

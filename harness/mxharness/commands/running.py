@@ -62,6 +62,8 @@ class Request:
     """A number or "random"; empty: the plugin's default."""
     workers: str = ""
     """pytest-xdist's -n; empty: one process for a part of the suites, one a core, MOST_WORKERS at most, for all."""
+    known_failures: Path | None = None
+    """A ledger of its own; None: the one that came with this version."""
     model: str | None = "smollm2"
     """None: no perplexity."""
     windows: int | None = None
@@ -80,7 +82,7 @@ def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
     Raises NothingSelectedError for an empty selection, UserError for an unknown operator or model and for a device that
     is not there.
     """
-    from mxharness import record
+    from mxharness import ledger, record
     from mxharness.commands.perplexity import require_model
     from mxharness.device import open_device
     from mxharness.manifest import shard_of
@@ -92,6 +94,7 @@ def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
         shard_of(request.shard)
     if request.model is not None:
         require_model(request.model)
+    ledger.load(request.known_failures)
     opened = open_device(request.device)
     for check in checks:
         check(opened.device_class)
@@ -163,6 +166,8 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
         arguments += ["--fuzz", str(request.fuzz)]
     if request.fuzz_seed:
         arguments += ["--fuzz-seed", request.fuzz_seed]
+    if request.known_failures:
+        arguments += ["--known-failures", str(request.known_failures.absolute())]
     part = request.ops or request.expression or request.quick  # seconds, and each worker takes some to start
     arguments += ["-n", request.workers or ("0" if part else str(min(len(os.sched_getaffinity(0)), MOST_WORKERS)))]
     left_out = ["meta", *(["test_regression.py"] if request.blessing else [])]

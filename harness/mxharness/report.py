@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from mxharness import paths, plot
+from mxharness import fuzz, paths, plot
 from mxharness.baseline import LABELS
 from mxharness.document import Labelled, write_atomically
 from mxharness.drift import Change, Comparison
@@ -68,6 +68,9 @@ def render(record: RunRecord, comparison: Comparison | None = None) -> str:
         families=_families(record),
         gates=GATES,
         closest=_closest(record),
+        demand=_demand(record),
+        fuzz_total=fuzz.sentence(record.fuzz) if record.fuzz else "",
+        fault_seconds=sum(float(str(row.get("seconds", 0))) for row in record.faults or ()),
         perplexity=[_perplexity(row) for row in record.perplexity],
         perplexity_columns=[name for name in _PERPLEXITY if any(name in row for row in record.perplexity)],
         css=Markup(_asset(folder / "report.css")),  # noqa: S704  our own file
@@ -135,16 +138,31 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
+def _demand(record: RunRecord) -> str:
+    """What the manifest demands and what came of it."""
+    coverage = record.coverage
+    if coverage is None or not coverage.manifest:
+        return "held against no manifest"
+    selected, missing = len(coverage.selected), len(coverage.missing)
+    whole = "; ".join((*coverage.lost, *coverage.unknown)) or "nothing vanished, nothing is new"
+    return (
+        f"{coverage.demanded:,} tests demanded ({coverage.manifest}): {whole}; {selected:,} selected, "
+        f"{selected - missing:,} of them ran"
+    )
+
+
 def _sections(record: RunRecord, comparison: Comparison | None) -> list[tuple[str, str]]:
     failed = record.tests.failures or any(not is_right(outcome) for outcome in record.outcomes)
     present = {"failures": bool(failed), "baseline": comparison is not None, "faults": record.faults is not None}
-    present["closest"] = bool(_closest(record))
+    present |= {"closest": bool(_closest(record)), "known": bool(record.known), "random": bool(record.fuzz)}
     titles = {
         "failures": "What failed",
+        "known": "Known failures",
         "baseline": "Baseline",
         "skipped": "Not run",
         "operators": "By operator",
         "closest": "Closest to the bound",
+        "random": "Random cases",
         "perplexity": "Perplexity",
         "faults": "Planted faults",
         "every": "Every check",

@@ -169,7 +169,8 @@ def test_interrupt_and_a_refused_run_lose_no_earlier_record(
     record.save(PASSED, earlier)
     kept = earlier.read_bytes()
     command = ("run", "--device", "host", "--no-perplexity", "--out", str(tmp_path))
-    assert outcome(capsys, *command, "-k", "no_such_check", "--json")[0] == 2
+    code, out, _ = outcome(capsys, *command, "-k", "no_such_check", "--json")
+    assert (code, json.loads(out)["verdict"]) == (1, "FAIL: nothing was selected: no test matches -k no_such_check")
     assert earlier.read_bytes() == kept
     monkeypatch.setattr(subprocess, "run", interrupt)
     code, out, _ = outcome(capsys, *command, "--json")

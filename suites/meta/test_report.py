@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from mxharness import baseline, drift, environment, plot, report
+from mxharness.coverage import Coverage
 from mxharness.device import toolchain
+from mxharness.fuzz import FuzzRow
 from mxharness.op import Case, Gate, Outcome
 from mxharness.record import Failure, OtherTests, RunRecord, Skip
 
@@ -200,6 +202,30 @@ def test_a_run_without_anything_still_makes_a_page() -> None:
     assert page.lines[0] == "FAIL:"
     assert "no check executed" in page.lines[1]
     assert "Nothing was skipped." in page.lines
+
+
+def test_random_cases_the_manifest_the_faults_time_and_known_failures_are_shown() -> None:
+    record = replace(
+        GOOD,
+        fuzz=(FuzzRow("dequant", 40, 40, 40, 40, 0), FuzzRow("gemm", 1000, 999, 2500, 700, 1, 0.75, seed=5)),
+        coverage=Coverage("0123456789abcdef", 7, selected=("a", "b", "c"), missing=("c",)),
+        faults=({"name": "swap", "caught": True, "seconds": 1.5}, {"name": "nibble", "caught": True, "seconds": 2.5}),
+        known=({"check": "gemm-x bound", "reason": HOSTILE, "expires": "2027-01-01", "where": "example.org/7"},),
+    )
+    page = Page(report.render(record))
+    for line in (
+        "1,039 random cases right, smallest margin 0.25 of the bound (gemm)",
+        "7 tests demanded (0123456789abcdef): nothing vanished, nothing is new; 3 selected, 2 of them ran",
+        "2 of 2 caught, in 4 s of one processor",
+        "1 failed as the ledger says",
+        HOSTILE,
+    ):
+        assert line in page.lines
+    assert page.lines[0] == "FAIL:"
+    assert page.lines[1].startswith("1 of 3 selected tests did not run, as c; ")
+    gemm = page.lines.index("gemm", page.lines.index("of them on bits"))
+    assert page.lines[gemm : gemm + 8] == ["gemm", "999", "1,000", "1", "2,500", "700", "0.25", "5"]
+    assert {"#random", "#known"} <= {value for tag, name, value in page.attributes if name == "href"}
 
 
 def test_failures_past_the_limit_are_counted() -> None:

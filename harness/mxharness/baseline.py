@@ -3,6 +3,7 @@
     baselines/<device class>/<NAME>/environment.json   where the numbers come from
                                     <operator>.json    one line per case and gate
                                     perplexity.json    one line per model, text and precision
+                                    tolerances.json    one line per operator: what its bounds are made of
 
 Only `create` blesses. drift.py compares a run with what is stored here.
 """
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mxharness import paths
@@ -33,6 +34,8 @@ LABELS = ("name", "text", "protocol", "weights", "activations")
 _VOLATILE = {"passed", "message", "seconds", "tokens_per_second"}
 _ENVIRONMENT = "environment"
 _PERPLEXITY = "perplexity"
+_TOLERANCES = "tolerances"
+_OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_CLASS = re.compile(r"host|sm_[0-9]{2,3}[a-z]?")
 _DIGITS = 4
@@ -64,6 +67,8 @@ class Baseline:
     """By `key(case, gate)`: op, ratio, max_ulp, nmse, digest, elements, inputs."""
     perplexity: Mapping[str, Entry]
     """By `perplexity_key`: the perplexity and the hashes of what it was measured on."""
+    tolerances: Mapping[str, Entry] = field(default_factory=dict)
+    """By operator, what its tolerance was made of; none in baselines of before 0.3."""
 
 
 def key(case: str, gate: str) -> str:
@@ -187,6 +192,7 @@ def load(device_class: str, name: str, root: Path | None = None) -> Baseline:
         environment=_section(folder / f"{_ENVIRONMENT}.json", "environment"),
         checks=checks,
         perplexity=_rows(folder / f"{_PERPLEXITY}.json", "perplexity", {"perplexity": float}),
+        tolerances=_rows(rules, "tolerances", {}) if (rules := folder / f"{_TOLERANCES}.json").is_file() else {},
     )
 
 
@@ -244,12 +250,13 @@ def _files(record: RunRecord) -> dict[str, str]:
     for name, entry in entries(record).items():
         columns = dict(entry)
         by_op[str(columns.pop("op"))][name] = columns
-    reserved = {_ENVIRONMENT, _PERPLEXITY} & set(by_op)
+    reserved = _OTHER & set(by_op)
     if reserved:
         raise UserError(f"an operator cannot be called {reserved.pop()}: a baseline keeps another file under that name")
     return {
         _ENVIRONMENT: _text({"created": record.started}, "environment", record.environment),
         _PERPLEXITY: _text({}, "perplexity", perplexity_entries(record)),
+        _TOLERANCES: _text({}, "tolerances", record.tolerances),
         **{op: _text({"op": op}, "checks", found) for op, found in by_op.items()},
     }
 
@@ -282,7 +289,7 @@ def _rows(path: Path, name: str, columns: Mapping[str, type]) -> dict[str, Entry
 
 
 def _operator_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if path.stem not in {_ENVIRONMENT, _PERPLEXITY})
+    return sorted(path for path in folder.glob("*.json") if path.stem not in _OTHER)
 
 
 def _entry(outcome: Outcome) -> Entry:

@@ -103,12 +103,13 @@ def compare(name: str, record: RunRecord, device_class: str | None = None, root:
     cross = stored.device_class != record.device_class
     checks = _check_changes(stored, record, cross=cross)
     perplexity = _perplexity_changes(stored, record, cross=cross)
+    tolerances = _tolerance_changes(stored, record)
     command = f"mxharness baseline create {stored.name} --replace"
     return Comparison(
         baseline=f"{stored.device_class}/{stored.name}",
         device_class=record.device_class,
         created=stored.created,
-        changes=tuple(sorted((*checks, *perplexity), key=lambda change: (change.op, change.key))),
+        changes=tuple(sorted((*checks, *perplexity, *tolerances), key=lambda change: (change.op, change.key))),
         environment=_environment_changes(stored, record),
         incomplete=verdict(record).reasons,
         command=f"{command}    (on a {stored.device_class} device)" if cross else command,
@@ -135,6 +136,19 @@ def _check_changes(stored: Baseline, record: RunRecord, *, cross: bool) -> list[
         else:
             status, message = _one_sided(before, left_out=bool(record.filters))
         changes.append(Change(name, str((before or after or {})["op"]), status, before, after, message))
+    return changes
+
+
+def _tolerance_changes(stored: Baseline, record: RunRecord) -> list[Change]:
+    """A line of its own for every tolerance that is not what it was, whatever the verdicts say."""
+    changes = []
+    for op in sorted(stored.tolerances.keys() & record.tolerances.keys()):
+        before, after = dict(stored.tolerances[op]), dict(record.tolerances[op])
+        moved = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        if moved:
+            what = "; ".join(f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}" for name in moved)
+            message = f"tolerance of {op} changed: {what}"
+            changes.append(Change(f"{op} tolerance", op, "drifted", before, dict[str, object](after), message))
     return changes
 
 

@@ -114,6 +114,22 @@ class Tolerance:
     """The same for the whole function, whose bound carries every intermediate rounding."""
     scale: float = 1.0
     """Factor on the whole bound: 1, but in the replay of a failure that asks how far off it is (replay.py)."""
+    devices: str = "host, sm_90"
+    """Device classes that it was derived for, whose tensor core docs/tensor_core.md describes."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Everything that the tolerance is made of, as text: what a baseline stores and a comparison shows."""
+        formula = "gamma_n magnitude + slack + u_out (|reference| (1 + gamma_n) + slack) + eta"
+        return {
+            "formula": formula if self.unit_roundoff else "bit for bit",
+            "unit roundoff": f"{self.unit_roundoff:g}",
+            "ceiling": f"{self.ceiling:g}",
+            "ceiling of the whole function": f"{self.composed_ceiling:g}",
+            "why": self.why,
+            "source": self.source,
+            "devices": self.devices,
+        }
 
 
 @dataclass(frozen=True)
@@ -205,7 +221,7 @@ class Outcome:
     """Failed for no other reason than that the case proves nothing: a bound that is too wide, degenerate data."""
     line: float = 0.0
     """Largest error over what the probabilistic line allows, lambda sqrt(n) u magnitude and the output's rounding
-    (bounds.py); above 1 it has drifted, which is recorded and no failure. As `ratio` where the gate is bitwise."""
+    (bounds.py); above 1 it has drifted, which is recorded and no failure. 0 where the gate is bitwise."""
     chain: int = 0
     """Length n of the longest chain of roundings behind a bound."""
     high_ratio: float = 0.0

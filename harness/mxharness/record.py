@@ -80,6 +80,8 @@ class RunRecord:
     """Operator to the names of its shape's sizes, Op.axes, for example {"gemm": "M N K"}."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Operator to the file of its kernels, Op.source: operators of one file are shown together."""
+    tolerances: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Operator to what its tolerance is made of, Tolerance.provenance; empty in records of before 0.3."""
     filters: tuple[str, ...] = ()
     """What narrowed the selection on purpose, for example ("--op gemm",). Empty: everything there is."""
     skipped: tuple[Skip, ...] = ()
@@ -246,10 +248,12 @@ def load(path: Path) -> RunRecord:
         **document,
     }  # which the first records did not have
     try:
+        document = {"tolerances": {}, **document}
         values = {field.name: document[field.name] for field in fields(RunRecord)}
         values["seconds"] = float(values["seconds"])
         values["outcomes"] = tuple(outcome_of(row) for row in values["outcomes"])
         values["axes"] = dict(values["axes"])
+        values["tolerances"] = {op: dict(rows) for op, rows in values["tolerances"].items()}
         values["skipped"] = tuple(Skip(**row) for row in values["skipped"])
         values["filters"] = tuple(values["filters"])
         values["perplexity"] = tuple(revived(row) for row in values["perplexity"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mxharness import fuzz
+from mxharness.bounds import LAMBDA, multiplied
 from mxharness.coverage import Coverage, idle, is_check, lawful, reasons
 from mxharness.known import Known
 from mxharness.manifest import parameters
@@ -159,6 +160,8 @@ class Session:
             bounded = gate in fuzz.BOUNDED
             worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if bounded else ""
             yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
+        if self.outcomes:
+            yield _line(self.outcomes.values())
         for drawn in fuzz.merged(self.fuzz):
             margin = f", smallest margin {drawn.margin:.3g} of the bound" if drawn.bounded else ""
             rejected = f", {drawn.rejected} rejected" if drawn.rejected else ""
@@ -190,6 +193,7 @@ class Session:
             environment=environment.describe(device, flags=flags) if facts else {},
             axes={op.name: op.axes for op in OPS},
             sources={op.name: op.source for op in OPS},
+            tolerances={op.name: op.tolerance.provenance for op in OPS},
             filters=filters,
             skipped=tuple(Skip(what, why, count=count) for (what, why), count in self.skipped.items()),
             faults=tuple(self.faults) or None,
@@ -204,6 +208,17 @@ class Session:
             known=tuple(self.known.rows[key] for key in sorted(self.known.rows)),
             ledger=tuple(self.known.wrong),
         )
+
+
+def _line(rows: Collection[dict[str, Any]]) -> str:
+    """How far the largest error is along the probabilistic line, which may be passed, but shows (docs/judging.md)."""
+    worst = max(rows, key=lambda row: float(row["line"]) if row["passed"] else 0.0)
+    drifted = sum(row["passed"] and row["line"] > 1 for row in rows)
+    compared = sum(row["elements"] for row in rows)
+    return (
+        f"largest error {worst['line']:.3g} of the probabilistic line, lambda = {LAMBDA:g} ({worst['case']}); past it: "
+        f"{drifted or 'none'}; as sure for all {compared:,} elements together: lambda = {multiplied(compared):.3g}"
+    )
 
 
 def _properties(report: pytest.TestReport, wanted: str) -> Iterator[dict[str, Any]]:

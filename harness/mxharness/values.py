@@ -65,7 +65,7 @@ def _elsewhere(want: torch.Tensor, places: Places | None) -> Iterator[tuple[str,
             yield f"alternating {name} are read as two halves", want.index_select(axis, half.argsort())
             yield f"the two halves of the {name} are exchanged", want.roll(size // 2, axis)
     if want.shape[-1] % BLOCK == 0:
-        blocks, order = want.unflatten(-1, (-1, BLOCK)), torch.arange(BLOCK).reshape(2, -1).T.flatten()
+        blocks, order = want.reshape(*want.shape[:-1], -1, BLOCK), torch.arange(BLOCK).reshape(2, -1).T.flatten()
         yield "the halves of each block of 32 are read as alternating", blocks[..., order].flatten(-2)
         yield "what alternates in each block of 32 is read as two halves", blocks[..., order.argsort()].flatten(-2)
     if want.ndim == 2 and min(want.shape) > 1:

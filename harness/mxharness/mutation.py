@@ -75,19 +75,24 @@ class Reason:
     """Why mutants of one kind at one place cannot be seen."""
 
     file: str
+    """Or "*": any."""
     operator: str
     near: str
     """Text of the line."""
     reason: str
     after: str = ""
     """Text of the line with the edit; empty: any edit of this operator on that line."""
+    old: str = ""
+    """The text that is replaced; empty: any."""
 
     def holds_for(self, mutant: Mutant, sources: Sources) -> bool:
         """Whether the reason is about this mutant."""
         return (
-            (self.file, self.operator) == (mutant.file, mutant.operator)
+            self.file in ("*", mutant.file)
+            and self.operator == mutant.operator
             and self.near in mutant.before(sources)
             and self.after in mutant.after(sources)
+            and self.old in ("", sources.text(mutant.file)[mutant.start : mutant.end])
         )
 
 

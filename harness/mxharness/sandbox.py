@@ -14,6 +14,7 @@ import queue
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
@@ -42,6 +43,8 @@ class Sandbox:
         self._cores = cores
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
+        """Also called when the sandbox is forgotten or this process ends."""
 
     def __enter__(self) -> Sandbox:
         """Nothing is started yet."""
@@ -71,12 +74,9 @@ class Sandbox:
 
     def close(self) -> None:
         """Kill the child; the next call starts another. Idempotent."""
-        if self._process is None or self._connection is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-        self._process = self._connection = None
+        if self._end is not None:
+            self._end()
+        self._process = self._connection = self._end = None
 
     def _start(self) -> Connection[Any, Any]:
         if self._connection is not None:
@@ -87,6 +87,7 @@ class Sandbox:
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         theirs.close()
         self._connection = ours
+        self._end = weakref.finalize(self, _kill, self._process, ours)
         return ours
 
     def _death(self) -> str:
@@ -101,6 +102,12 @@ class Sandbox:
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"the process ended with exit code {code}"
+
+
+def _kill(process: subprocess.Popen[bytes], connection: Connection[Any, Any]) -> None:
+    process.kill()
+    process.wait()
+    connection.close()
 
 
 def spread(

@@ -6,7 +6,7 @@
 // warp.cuh and mma.cuh mean here what they mean on the GPU, except that
 //   - a thread that returns while others wait at __syncthreads is an error, not undefined behaviour;
 //   - all 32 lanes must take part in a warp-wide operation.
-// The scheduler is in runtime.cpp, compiled once and shared by all kernels.
+// The scheduler and what watches it (runtime.h) are compiled once and shared by all kernels.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
-// What the parts of the host runtime know of each other: the scheduler (runtime.cpp), what ends a launch that goes
-// wrong (traps.cpp) and the checker of single memory accesses (checker.cpp).
+// What the parts of the host runtime know of each other: the scheduler (runtime.cpp), the launch and its threads
+// (launch.cpp), what ends a launch that goes wrong (traps.cpp) and the checker of single accesses (checker.cpp).
 #pragma once
 
 #include "cuda_on_cpu.h"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -28,3 +32,13 @@ def kernel_argument(argument: object) -> np.generic:
     raise UserError(
         f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
     )
+
+
+def argument_cells(values: Sequence[np.generic]) -> ctypes.Array[ctypes.c_uint64]:
+    """What cuLaunchKernel takes, in one piece of memory: the address of every value, then the values."""
+    cells = (ctypes.c_uint64 * (2 * len(values) + 1))()
+    start = ctypes.addressof(cells) + 8 * len(values)
+    for i, value in enumerate(values):
+        cells[i] = start + 8 * i
+        cells[len(values) + i] = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder)
+    return cells

@@ -12,17 +12,14 @@ import math
 import os
 import platform
 import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from mxharness.device.argument import kernel_argument
+from mxharness.device.argument import argument_cells, kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import compiler, compiler_version, headers
 from mxharness.errors import KernelFailure, OutOfBounds, Unavailable, UserError
@@ -51,7 +48,7 @@ CHECKED_FLAGS = (
 )
 CHECKS = {"memcheck": 1, "racecheck": 2, "initcheck": 4, "undefined": 8}
 """What a checked library looks for (kernels/host/checker.cpp), by the names of NVIDIA's tools where there are some."""
-_RUNTIME = ("runtime.cpp", "traps.cpp", "checker.cpp")
+_RUNTIME = ("runtime.cpp", "launch.cpp", "traps.cpp", "checker.cpp")
 
 
 @dataclass(frozen=True)
@@ -240,7 +237,7 @@ class HostDevice:
                 raise UserError(f"{kernel}: argument {i} has {value.nbytes} bytes, the kernel takes {sizes[i]}")
         if sizes[len(values)] != 0:
             raise UserError(f"{kernel} takes more than the {len(values)} arguments given")
-        cells = _cells(values)
+        cells = argument_cells(values)
         function = getattr(library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         settings = self.settings
@@ -278,16 +275,6 @@ class HostDevice:
             library = compile_library(self.sources, source, fast=self.fast, unit=self.unit, checked=checked)
             self._libraries[source] = ctypes.CDLL(str(library))
         return self._libraries[source]
-
-
-def _cells(values: Sequence[np.generic]) -> ctypes.Array[ctypes.c_uint64]:
-    """What cuLaunchKernel takes, in one piece of memory: the address of every value, then the values."""
-    cells = (ctypes.c_uint64 * (2 * len(values) + 1))()
-    start = ctypes.addressof(cells) + 8 * len(values)
-    for i, value in enumerate(values):
-        cells[i] = start + 8 * i
-        cells[len(values) + i] = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder)
-    return cells
 
 
 def _check_sizes(kernel: str, grid: tuple[int, ...], block: tuple[int, ...]) -> None:

@@ -143,7 +143,7 @@ def run_fault(fault: Fault, device_name: str, sandbox: Sandbox | None = None) ->
         name=fault.name,
         caught=bool(detector),
         detector=detector,
-        expected_detector=fault.detector,
+        expected_detector=(fault.on_gpu if healthy.name == "cuda" else "") or fault.detector,
         seen_in=fault.seen_in,
         symptom=fault.symptom,
         message=message,

@@ -48,6 +48,8 @@ class Fault:
     """The check that must fail first: a gate, "memory" for writes outside an output, "crash" for no output at all."""
     pattern: str = ""
     """What the failing check's message must say about the place or kind of the fault; empty where it cannot know."""
+    on_gpu: str = ""
+    """The check that must fail first on a GPU, which has no guard pages, where it is another one."""
     undefined: bool = False
     """Undefined behaviour on a GPU, which may happen to give the right result (a race that is won, a barrier that does
     not wait for threads that have returned): planted on the host device always, whose scheduler makes it show."""

@@ -12,7 +12,8 @@ FAULTS = (
             symptom="accuracy 0 %, depends on neighbours: rows of K/32 = 90 scales are read as if padded",
             change=KernelChange("gemm.cuh", old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
             op="gemm",
-            detector="bound",
+            detector="memory",
+            on_gpu="bound",
         )
         for path, old in (
             ("few-rows", "weights.scale(first_row + n[i], k)"),

@@ -160,7 +160,7 @@ def test_unusable_cache_is_named(
 
 
 def test_interrupt_and_a_refused_run_lose_no_earlier_record(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -169,11 +169,11 @@ def test_interrupt_and_a_refused_run_lose_no_earlier_record(
     record.save(PASSED, earlier)
     kept = earlier.read_bytes()
     command = ("run", "--device", "host", "--no-perplexity", "--out", str(tmp_path))
-    code, out, _ = outcome(capsys, *command, "-k", "no_such_check", "--json")
+    code, out, _ = outcome(capfd, *command, "-k", "no_such_check", "--json")
     assert (code, json.loads(out)["verdict"]) == (1, "FAIL: nothing was selected: no test matches -k no_such_check")
     assert earlier.read_bytes() == kept
     monkeypatch.setattr(subprocess, "run", interrupt)
-    code, out, _ = outcome(capsys, *command, "--json")
+    code, out, _ = outcome(capfd, *command, "--json")
     assert (code, json.loads(out)) == (130, {"error": "interrupted"})
     assert earlier.read_bytes() == kept
 

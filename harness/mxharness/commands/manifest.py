@@ -73,6 +73,10 @@ def collect() -> Manifest:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         if done.returncode != 0 or not path.is_file():
             lines = [line for line in done.stdout.splitlines() if line.startswith(("ERROR", "E "))]
-            why = lines[-1] if lines else (done.stderr.strip().splitlines() or ["pytest said nothing"])[-1]
+            why = (
+                lines[-1]
+                if lines
+                else (done.stderr.strip().splitlines() or [f"pytest ended with code {done.returncode}"])[-1]
+            )
             raise UserError(f"the suites cannot be collected: {why.strip()}")
         return manifests.parse(path.read_text(encoding="utf-8"))

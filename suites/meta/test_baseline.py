@@ -12,6 +12,7 @@ import pytest
 from mxharness import baseline, drift, record
 from mxharness.errors import UserError
 from mxharness.op import Case, Outcome
+from mxharness.ops import find
 from mxharness.record import OtherTests, RunRecord, Skip
 
 LEFT_OUT = Skip("perplexity", "left out", asked=True)
@@ -183,7 +184,7 @@ def test_a_baseline_reads_back_and_its_text_is_sorted_and_repeatable(tmp_path: P
     kept = run(outcome(2), outcome(1), outcome(0))
     folder = baseline.create("main", kept, root=tmp_path)
     again = baseline.create("other", replace(kept, outcomes=kept.outcomes[::-1]), root=tmp_path)
-    names = ["environment.json", "gemm.json", "perplexity.json"]
+    names = ["environment.json", "gemm.json", "perplexity.json", "tolerances.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)
     lines = [line for line in (folder / "gemm.json").read_text().splitlines() if "gemm-3x33x64" in line]
@@ -357,6 +358,26 @@ def test_what_moved_is_told_apart(tmp_path: Path, changes: dict[str, object], st
     assert found.passed == (status in {"same", "better"})
     change = next(change for change in found.changes if change.key == key)
     assert bool(change.message) == (status != "same")
+
+
+def test_a_changed_tolerance_is_a_line_of_its_own_whatever_the_verdicts(tmp_path: Path) -> None:
+    tolerance = find("gemm").tolerance
+    before = run(outcome(), tolerances={"gemm": tolerance.provenance})
+    baseline.create("main", before, root=tmp_path)
+    assert drift.compare("main", before, root=tmp_path).passed
+    looser = run(outcome(), tolerances={"gemm": replace(tolerance, ceiling=0.25).provenance})
+    found = drift.compare("main", looser, root=tmp_path)
+    assert not found.passed
+    assert statuses(found)["gemm tolerance"] == "drifted"
+    assert "tolerance of gemm changed: ceiling: 0.1 -> 0.25" in [change.message for change in found.changes]
+
+
+def test_a_baseline_from_before_tolerances_were_kept_still_compares(tmp_path: Path) -> None:
+    folder = baseline.create("main", run(outcome()), root=tmp_path)
+    (folder / "tolerances.json").unlink()
+    now = run(outcome(), tolerances={"gemm": find("gemm").tolerance.provenance})
+    assert baseline.load("host", "main", tmp_path).tolerances == {}
+    assert drift.compare("main", now, root=tmp_path).passed
 
 
 def test_failed_new_and_vanished_fail_with_the_command(tmp_path: Path) -> None:

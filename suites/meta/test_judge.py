@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mxharness import regimes
+from mxharness.bounds import LAMBDA, gamma, multiplied, probable
+from mxharness.evidence import FEW, degenerate, empty, is_evidence, loose
 from mxharness.execution import Execution
 from mxharness.judge import digest, gates, judge
 from mxharness.op import Case, Expected
-from mxharness.ops import find
+from mxharness.ops import OPS, find
 from mxharness.pattern import describe
 
 CASE = Case("gemm", (5, 40, 96), options=("fp32",))
@@ -272,3 +275,144 @@ def test_an_output_without_a_magnitude_is_exact_also_among_bounded_ones():
     for got, passed in ((ids, True), (ids + 1, False)):
         outcome = judge(op, CASE, "bound", "host", op.make_inputs(CASE), Execution({"ids": got}, ()))
         assert outcome.passed is passed
+
+
+# What proves nothing
+
+
+def judged(inputs, gate="bound", op=None, case=CASE):
+    """The outcome for the correctly rounded reference of other inputs."""
+    op = op or find(case.op)
+    return judge(op, case, gate, "host", inputs, Execution(find(case.op).predict(case, inputs), ()))
+
+
+@pytest.mark.parametrize("gate", ["bound", "predicted"])
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("x", lambda x: x * 0, "every number of x is zero: this case proves nothing"),
+        ("x", lambda x: x * 0 + 3, "every number of x is the same: this case proves nothing"),
+        ("x", lambda x: x.abs(), "every number of x is of one sign: this case proves nothing"),
+        ("x", lambda x: -x.abs(), "every number of x is of one sign: this case proves nothing"),
+        ("codes", lambda codes: codes & 0x88, "every weight in codes is zero: this case proves nothing"),
+        ("codes", lambda codes: codes * 0 + 0x33, "every weight in codes is the same: this case proves nothing"),
+        ("codes", lambda codes: codes & 0x77, "every weight in codes is of one sign: this case proves nothing"),
+        ("codes", lambda codes: codes | 0x88, "every weight in codes is of one sign: this case proves nothing"),
+    ],
+)
+def test_degenerate_inputs_are_refused_in_every_gate_unless_declared(gate, name, change, says):
+    inputs = find("gemm").make_inputs(CASE)
+    outcome = judged({**inputs, name: change(inputs[name])}, gate)
+    assert (outcome.passed, outcome.refused, outcome.bad) == (False, True, 0)
+    assert says in outcome.message
+    declared = replace(CASE, regime="positive")
+    assert "of one sign" not in judged({**inputs, name: change(inputs[name])}, gate, case=declared).message
+
+
+def test_ordinary_inputs_and_those_positive_by_nature_are_not_degenerate():
+    inputs = find("gemm").make_inputs(CASE)
+    assert degenerate(CASE, inputs) == ""
+    positive = torch.rand(64)
+    assert degenerate(CASE, {**inputs, "uniforms": positive, "angles": positive, "norm_weight": positive}) == ""
+    assert degenerate(CASE, {**inputs, "uniforms": positive * 0}) != ""
+    assert degenerate(CASE, {"x": torch.ones(3)}) == "", "too few to tell"
+
+
+@pytest.mark.parametrize("gate", ["bound", "exact", "predicted", "exact-arithmetic", "composed"])
+@pytest.mark.parametrize("value", [0.0, math.nan, -1.5])
+def test_references_that_are_one_number_are_refused_in_every_gate(gate, value):
+    want = torch.full((8, 8), value)
+    assert "every reference is" in empty(CASE, gate, {"y": want})
+    assert empty(replace(CASE, regime="nan"), gate, {"y": want}) == ""
+    assert empty(CASE, gate, {"y": want, "z": torch.arange(64.0)}) == "" or gate not in ("exact", "bound")
+
+
+@pytest.mark.parametrize("gate", ["predicted", "exact-arithmetic", "composed"])
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_result_that_is_nearly_all_zero_or_broken_is_refused(gate, value):
+    want = torch.full((10, 10), value)
+    want[0, :10] = torch.arange(1.0, 11.0)
+    assert "only 10% of the references of y are finite and not zero" in empty(CASE, gate, {"y": want})
+    want[1, :10] = torch.arange(1.0, 11.0)
+    assert empty(CASE, gate, {"y": want}) == ""
+
+
+def test_a_good_median_does_not_hide_bounds_without_meaning():
+    want = torch.arange(1.0, 101.0, dtype=torch.float64)
+    bound, nowhere = want * 1e-3, torch.zeros(100, dtype=torch.bool)
+    assert loose(bound, want, nowhere, 0.1) == ""
+    bound[:41] = want[:41] * 2
+    assert "41% of the elements have a bound as large as their reference" in loose(bound, want, nowhere, 0.1)
+    bound[0] = want[0] / 2
+    assert loose(bound, want, nowhere, 0.1) == ""
+    assert "most partial sums may overflow" in loose(bound, want, ~nowhere, 0.1)
+
+
+def test_every_gate_of_every_operator_rests_on_evidence(op):
+    """Some case under each gate is neither declared degenerate nor so in fact, and no small one."""
+    left = {gate for case in op.cases for gate in gates(op, case)}
+    for case in op.cases:
+        new = left & set(gates(op, case))
+        if new and math.prod(case.shape) >= FEW and is_evidence(case, op.make_inputs(case)):
+            left -= new
+    assert not left
+
+
+def test_what_is_declared_says_what_for():
+    assert all(regimes.DECLARED.values())
+    known = {case.regime for op in OPS for case in op.cases}
+    assert set(regimes.DECLARED) <= known
+    assert set(regimes.DECLARED_OPTIONS) <= {option for op in OPS for case in op.cases for option in case.options}
+    assert not set(regimes.DECLARED) & {"normal", "integers", "codes"}
+
+
+# Numbers beside the verdict
+
+
+def test_an_error_past_the_probabilistic_line_is_drift_and_no_failure():
+    case = Case("gemm", (5, 40, 2880), options=("fp32",))
+    inputs = find("gemm").make_inputs(case)
+    expected = find("gemm").golden(case, inputs)["y"]
+    y = find("gemm").predict(case, inputs)["y"]
+    healthy = judge(find("gemm"), case, "bound", "host", inputs, Execution({"y": y}, ()))
+    assert 0 < healthy.line < 1
+    assert not healthy.drifted
+    line = 6 * math.sqrt(expected.chain) * 2.0**-24 * float(expected.magnitude[1, 1])
+    moved = y.double()
+    moved[1, 1] = expected.value[1, 1] + 1.5 * line
+    outcome = judge(find("gemm"), case, "bound", "host", inputs, Execution({"y": moved.float()}, ()))
+    assert outcome.passed
+    assert outcome.drifted
+    assert outcome.line == pytest.approx(1.5, rel=0.05)
+    assert outcome.chain == expected.chain
+
+
+def test_the_line_never_lies_past_the_bound_and_its_lambda_grows_with_the_number_of_comparisons():
+    assert probable(4) == gamma(4)
+    assert probable(10_000) == 600 * 2.0**-24
+    assert multiplied(1) == LAMBDA
+    sure = [2 * count * math.exp(-(multiplied(count) ** 2) / 2) for count in (1, 1000, 10**7)]
+    assert sure == pytest.approx([sure[0]] * 3)
+
+
+def test_trends_are_recorded_and_decide_nothing():
+    def scaled(y):
+        return y * 2
+
+    outcome = verdict(scaled)
+    assert outcome.cosine == pytest.approx(1.0)  # blind to scale
+    assert outcome.sqnr == pytest.approx(0.0, abs=1e-3)
+    assert not outcome.passed
+    one = verdict(put((0, 7), 1000.0))
+    assert one.cosine < 0.5
+    assert one.high_ratio <= one.ratio
+
+
+def test_a_tolerance_says_all_that_it_is_made_of():
+    for op in OPS:
+        made = op.tolerance.provenance
+        assert all(made.values())
+        assert ("gamma_n" in made["formula"]) == (op.tolerance.unit_roundoff > 0)
+    tolerance = find("gemm").tolerance
+    for change in ({"ceiling": 0.2}, {"unit_roundoff": 2.0**-23}, {"why": "?"}, {"source": "?"}, {"devices": "sm_120"}):
+        assert replace(tolerance, **change).provenance != tolerance.provenance

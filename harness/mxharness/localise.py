@@ -94,7 +94,7 @@ def _bad_blocks(trial: Trial, block: torch.Tensor, count: int) -> torch.Tensor |
         if wrong is None:
             return None
         bad[group == g] = wrong
-    if size > 1 and 0 < len(set(group[bad].tolist())) <= 2:
+    if 1 < size <= GROUPS and 0 < len(set(group[bad].tolist())) <= 2:
         for b in bad.nonzero().flatten().tolist():
             bad[b] = bool(trial.wrong(block == b))
     return bad

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mxharness import facts
 from mxharness.errors import UserError
 from mxharness.execution import as_bytes, execute
-from mxharness.judge import digest, judge
+from mxharness.judge import digest, gates, judge
 from mxharness.op import Outcome, Tensors, Tolerance
 from mxharness.repro import Saved
 
@@ -36,9 +37,11 @@ def replay(saved: Saved, device: Device, *, scale: float | None = None, unit_rou
     """Run the production kernel on the saved inputs and judge it under the saved gate.
 
     scale: the whole bound times this. unit_roundoff: another one of the accumulation. UserError where the gate
-    compares bits and there is no bound.
+    compares bits and there is no bound, and where too little is known of the device for the gate.
     """
     tolerance, rule = _rule(saved, scale, unit_roundoff)
+    if saved.gate not in gates(saved.op, saved.case, facts.find(device.device_class)):
+        raise UserError(f"gate {saved.gate} cannot be judged here: {facts.lacking(device.device_class)}")
     op = replace(saved.op, tolerance=tolerance)
     execution = execute(op, saved.case, device, saved.inputs)
     outcome = judge(op, saved.case, saved.gate, device.device_class, saved.inputs, execution, device)

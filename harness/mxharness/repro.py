@@ -279,7 +279,7 @@ def _case(values: Mapping[str, Any]) -> Case:
 def _tolerance(values: Mapping[str, Any]) -> Tolerance:
     """Raises KeyError, TypeError or ValueError for what is no tolerance."""
     read: dict[str, Any] = {
-        field.name: str(values[field.name]) if field.name in ("why", "source") else float(values[field.name])
+        field.name: float(values[field.name]) if field.type == "float" else str(values[field.name])
         for field in fields(Tolerance)
     }
     return Tolerance(**read)

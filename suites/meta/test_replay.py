@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ def save(folder, op, case, gate, device, sources=None):
     """A folder of a check that fails; (its path, the verdict)."""
     inputs = op.make_inputs(case)
     execution = execute(op, case, device, inputs)
-    outcome = judge(op, case, gate, device.device_class, inputs, execution)
+    outcome = judge(op, case, gate, device.device_class, inputs, execution, device)
     assert not outcome.passed
     return repro.save(folder, str(case), op, case, gate, device, inputs, execution.outputs, outcome, sources), outcome
 
@@ -47,9 +48,14 @@ def narrow(op):
     return replace(op, tolerance=replace(op.tolerance, unit_roundoff=TIGHT))
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("failures"), narrow(find("mma")), SUM, "bound", open_device("host"))[0]
+
+
 @pytest.fixture
-def wrong_sum(tmp_path):
-    return save(tmp_path, narrow(find("mma")), SUM, "bound", open_device("host"))[0]
+def wrong_sum(made_once, tmp_path):
+    return shutil.copytree(made_once, tmp_path / made_once.name)
 
 
 def run(capsys, *arguments):
@@ -100,6 +106,18 @@ def test_another_device_class_judges_the_same_tensors(tmp_path, monkeypatch):
     assert again.first_line.endswith("on host still fails; it failed on sm_90")
     assert again.same_outputs
     assert {"outputs: the bits that were saved on sm_90", "kernels: as when it failed"} <= set(again.notes)
+
+
+def test_a_gate_that_nothing_is_known_for_is_refused(tmp_path, monkeypatch):
+    op, host = find("mma"), open_device("host")
+    inputs = op.make_inputs(SUM)
+    execution = execute(op, SUM, host, inputs)
+    outcome = judge(op, SUM, "predicted", "host", inputs, execution)
+    saved = repro.load(repro.save(tmp_path, "x", op, SUM, "predicted", host, inputs, execution.outputs, outcome))
+    assert replay(saved, host).outcome.passed
+    monkeypatch.setattr(type(host), "device_class", "sm_42")
+    with pytest.raises(UserError, match="gate predicted cannot be judged here: sm_42 has no device fact"):
+        replay(saved, host)
 
 
 def test_the_saved_rule_or_another(wrong_sum, capsys):

@@ -10,7 +10,6 @@ Only `create` blesses. drift.py compares a run with what is stored here.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mxharness import paths
-from mxharness.document import API_VERSION, Labelled, json_ready, read_document, revived
+from mxharness.document import Labelled, read_document, revived, rows_text
 from mxharness.errors import UserError
 from mxharness.op import Outcome
 from mxharness.record import RunRecord, verdict
@@ -33,8 +32,7 @@ LABELS = ("name", "text", "protocol", "weights", "activations")
 
 _VOLATILE = {"passed", "message", "seconds", "tokens_per_second"}
 _ENVIRONMENT = "environment"
-_PERPLEXITY = "perplexity"
-_TOLERANCES = "tolerances"
+_PERPLEXITY, _TOLERANCES = "perplexity", "tolerances"
 _OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_CLASS = re.compile(r"host|sm_[0-9]{2,3}[a-z]?")
@@ -254,19 +252,11 @@ def _files(record: RunRecord) -> dict[str, str]:
     if reserved:
         raise UserError(f"an operator cannot be called {reserved.pop()}: a baseline keeps another file under that name")
     return {
-        _ENVIRONMENT: _text({"created": record.started}, "environment", record.environment),
-        _PERPLEXITY: _text({}, "perplexity", perplexity_entries(record)),
-        _TOLERANCES: _text({}, "tolerances", record.tolerances),
-        **{op: _text({"op": op}, "checks", found) for op, found in by_op.items()},
+        _ENVIRONMENT: rows_text({"created": record.started}, "environment", record.environment),
+        _PERPLEXITY: rows_text({}, "perplexity", perplexity_entries(record)),
+        _TOLERANCES: rows_text({}, "tolerances", record.tolerances),
+        **{op: rows_text({"op": op}, "checks", found) for op, found in by_op.items()},
     }
-
-
-def _text(head: Mapping[str, str], name: str, rows: Mapping[str, object]) -> str:
-    """JSON with sorted keys and one row a line, so that a diff shows which rows changed."""
-    document = {"api_version": json.dumps(API_VERSION)} | {key: json.dumps(value) for key, value in head.items()}
-    lines = [f"  {json.dumps(row)}: {json.dumps(json_ready(rows[row]), sort_keys=True)}" for row in sorted(rows)]
-    document[name] = "{\n" + ",\n".join(lines) + "\n }" if lines else "{}"
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {document[key]}" for key in sorted(document)) + "\n}\n"
 
 
 def _section(path: Path, name: str) -> dict[str, object]:

@@ -67,3 +67,11 @@ def json_ready(value: object) -> object:
 def revived(row: Mapping[str, object]) -> Labelled:
     """`row` with the names of non-finite floats turned back into floats."""
     return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def rows_text(head: Mapping[str, str], name: str, rows: Mapping[str, object]) -> str:
+    """JSON with sorted keys and one row a line, so that a diff shows which rows changed."""
+    document = {"api_version": json.dumps(API_VERSION)} | {key: json.dumps(value) for key, value in head.items()}
+    lines = [f"  {json.dumps(row)}: {json.dumps(json_ready(rows[row]), sort_keys=True)}" for row in sorted(rows)]
+    document[name] = "{\n" + ",\n".join(lines) + "\n }" if lines else "{}"
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {document[key]}" for key in sorted(document)) + "\n}\n"

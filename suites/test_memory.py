@@ -35,7 +35,7 @@ def spread():
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_nothing_is_touched_beside_a_tensor(op, placement, host, spread):
-    """Every execution of a run is watched at the end of its tensors; here both ends are, also where the run is on CUDA."""
+    """Every execution of a run is watched at the end of its tensors; here both ends are, whatever the device."""
     for case in spread(op, 8):
         execution = execute(op, case, host, op.make_inputs(case), placement=placement)
         assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"

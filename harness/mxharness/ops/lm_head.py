@@ -6,7 +6,7 @@ last token of a nucleus and a sample by what their masses permit (ops/sampling.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -270,7 +270,6 @@ TOLERANCE = Tolerance(
 
 
 def _op(name: str, cases: tuple[Case, ...]) -> Op:
-    draw: Callable[[], st.SearchStrategy[Case]] = partial(fuzz, name)
     return Op(
         name=name,
         source="lm_head.cu",
@@ -280,7 +279,7 @@ def _op(name: str, cases: tuple[Case, ...]) -> Op:
         golden=golden,
         launch=launch,
         tolerance=replace(TOLERANCE, composed_ceiling=0.0) if name == "lm_head_forward" else TOLERANCE,
-        fuzz=draw,
+        fuzz=partial(fuzz, name),
         predict=predict,
         places=lambda case, tensors: places.vocabulary(tensors, case.shape[1]),
         operands=lambda case: {"logits": Operand("codes" if "tied" in case.options else "x")},

@@ -5,22 +5,18 @@ All of them are run by `mxharness mutants`.
 
 from __future__ import annotations
 
-import pytest
 from mxharness.device.source import shipped
 from mxharness.mutants import generate, sample
 from mxharness.mutation import run_mutants
 
-SEED, COUNT = 1, 12
-FILES = ("quantize.cu", "dequant.cu", "norm.cu", "ffn.cu", "elementary.cu", "rope.cuh")
+SEED, COUNT = 1, 10
+FILES = ("quantize.cu", "dequant.cu", "ffn.cu", "elementary.cu", "rope.cuh")
 """Whose kernels compile and run in a moment."""
 
 
-def chosen():
+def test_mutants_are_seen():
     found = [mutant for file in FILES for mutant in generate(shipped(), file=file)]
-    return [mutant for mutant in sample(found, 4 * COUNT, SEED) if mutant.operator != "type"][::3][:COUNT]
-
-
-@pytest.mark.parametrize("mutant", chosen(), ids=lambda m: f"{m.file}-{m.operator.replace(' ', '-')}-{m.start}")
-def test_mutant_is_seen(mutant):
-    (result,) = run_mutants([mutant], "host")
-    assert result.tried.verdict != "survived", f"{mutant.file}:{result.line}: {result.before} -> {result.after}"
+    results = run_mutants(sample(found, COUNT, SEED), "host")
+    survived = [f"{r.mutant.file}:{r.line}: {r.before} -> {r.after}" for r in results if r.tried.verdict == "survived"]
+    assert survived == []
+    assert sum(result.tried.verdict == "killed" for result in results) >= COUNT // 2

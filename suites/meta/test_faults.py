@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from mxharness import faults
+from mxharness import faults, paths
+from mxharness.detectors import DETECTORS
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.faults import FAULTS, run_fault, select
-from mxharness.planted.fault import KernelChange
+from mxharness.faults import FAULTS, alone, matrix, matrix_text, read_matrix, run_fault, select, where
+from mxharness.planted.families import FAMILIES
+from mxharness.planted.fault import FunctionChange, KernelChange
 
 FAULT = next(fault for fault in FAULTS if fault.name == "linear-code-table")
 
@@ -24,7 +26,7 @@ def test_a_change_without_effect_survives():
 def test_a_broken_healthy_kernel_catches_nothing(monkeypatch):
     broken = shipped().replaced("mxfp4.cuh", "    if (s == 0) return", "    s += 1;\n    if (s == 0) return")
     opened = faults.open_device
-    monkeypatch.setattr(faults, "open_device", lambda name, sources=None: opened(name, sources=sources or broken))
+    monkeypatch.setattr(faults, "open_device", lambda name: opened(name, sources=broken))
     result = run_fault(FAULT, "host")
     assert not result.caught
     assert result.message.startswith("without the fault the same case fails too, which proves nothing: dequant")
@@ -36,14 +38,68 @@ def test_a_fault_whose_text_is_gone_is_an_error():
         run_fault(gone, "host")
 
 
-def test_undefined_behaviour_is_planted_where_it_shows(monkeypatch):
-    asked = []
-    opened = faults.open_device
-    monkeypatch.setattr(faults, "open_device", lambda name, sources=None: asked.append(name) or opened("host"))
-    assert run_fault(replace(FAULT, undefined=True), "cuda").device == "host"
-    run_fault(FAULT, "cuda")
-    assert asked[0] == "host"
-    assert set(asked[-1:]) == {"cuda"}
+def test_undefined_behaviour_is_planted_where_it_shows():
+    assert where(replace(FAULT, undefined=True), "cuda") == "host"
+    assert where(FAULT, "cuda") == "cuda"
+
+
+def test_a_process_that_dies_is_a_crash_and_the_next_fault_has_another():
+    """The text of a Python function, so that no guard of the host device is in the way."""
+    body = '    device = device_of(x, device, "x")\n    if x.ndim != 2'
+    ending = FunctionChange("mxharness.functional.quantize", "quantize", body, "    __import__('os').abort()\n" + body)
+    result = run_fault(replace(FAULT, change=ending, op="quantize"), "host")
+    assert (result.caught, result.detector, result.message) == (True, "crash", "killed by SIGABRT")
+    assert run_fault(FAULT, "host").detector == "exact"
+
+
+def test_every_detector_is_tried_and_a_table_comes_back():
+    rows = matrix("host", ["linear-code-table", "silent-fallback"])
+    assert rows == {"linear-code-table": ("exact",), "silent-fallback": ("contract",)}
+    assert matrix_text(rows, "host") == (
+        '{"device": "host", "faults": {\n  "linear-code-table": ["exact"],\n  "silent-fallback": ["contract"]\n}}\n'
+    )
+
+
+def test_a_table_is_read_back_or_refused(tmp_path):
+    rows = {"one": ("exact",), "two": ("predicted", "bound"), "none": ()}
+    path = tmp_path / "host.json"
+    path.write_text(matrix_text(rows, "host"))
+    assert read_matrix(path) == rows
+    assert alone(rows)["exact"] == ("one",)
+    assert alone(rows)["bound"] == ()
+    assert alone(rows, without=("predicted",))["bound"] == ("two",)
+    assert "predicted" not in alone(rows, without=("predicted",))
+    path.write_text("[]")
+    with pytest.raises(UserError, match="no table of faults: "):
+        read_matrix(path)
+
+
+# ---------------------------------------------------------------------------------------------- the committed table
+
+TABLE = paths.baselines() / "faults" / "host.json"
+SUBSUMED = {"composed"}
+"""Sees nothing that the bounds of the stages do not; docs/faults.md says what it is kept for."""
+
+
+def test_the_table_is_of_this_catalogue():
+    assert set(read_matrix(TABLE)) == {fault.name for fault in FAULTS}
+    assert all(read_matrix(TABLE).values())
+
+
+def test_every_detector_is_needed():
+    rows = read_matrix(TABLE)
+    needed = {detector for detector, names in alone(rows).items() if names}
+    assert needed == set(DETECTORS) - SUBSUMED - {"exact-arithmetic"}
+    assert alone(rows, without=("predicted",))["exact-arithmetic"]  # on a tensor core that no model is known of
+
+
+def test_every_public_bug_family_is_planted():
+    names = {fault.name for fault in FAULTS}
+    assert len(FAMILIES) == 41
+    for family in FAMILIES:
+        assert family.faults, family
+        assert set(family.faults) <= names, family
+        assert family.cause, family.seen_in
 
 
 def test_names_are_selected_or_refused():

@@ -148,6 +148,7 @@ def test_known_failures_pass_and_the_first_line_counts_them(tmp_path):
     }
     assert all(row["reason"] == "being mended" and row["expires"] == "2099-12-31" for row in record["known"])
     assert f"; {len(failed) + 1} known failures" in line
+    assert verdict(load(tmp_path / "run.json")).reasons == ("perplexity did not run (no result recorded)",)
     assert record["ledger"] == []  # of a part of the suites nobody asks whether each entry means something
     assert "known failure" not in line.replace(f"{len(failed) + 1} known failures", "")
 

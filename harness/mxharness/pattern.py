@@ -42,10 +42,8 @@ def describe(bad: torch.Tensor, places: Places | None = None) -> str:
     count, total = int(bad.sum()), bad.numel()
     if count == total:
         return "every element"
-    flat = bad.flatten()
     known = indices(bad.shape) if places is None else places
     rules = [rule for name, place in known.items() for rule in _rules(name, place, bad)]
-    rules = [rule for rule in rules if not bool((flat & ~rule.mask).any())]
     single = _best(rules, count)
     best = single
     if single is not None and count > _TIMES and _healthy(single, count) > 0:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mxharness import regimes
+from mxharness import measures, regimes
 from mxharness.bounds import LAMBDA, gamma, multiplied, probable
 from mxharness.evidence import FEW, degenerate, empty, is_evidence, loose
 from mxharness.execution import Execution
@@ -406,6 +406,7 @@ def test_trends_are_recorded_and_decide_nothing():
     one = verdict(put((0, 7), 1000.0))
     assert one.cosine < 0.5
     assert one.high_ratio <= one.ratio
+    assert measures.cosine(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]).double()) == pytest.approx(0.5**0.5)
 
 
 def test_a_tolerance_says_all_that_it_is_made_of():

@@ -6,13 +6,14 @@ that execute the cases again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mxharness import facts
 from mxharness.device import Device
 from mxharness.device.host import HostDevice
-from mxharness.errors import KernelFailure, UserError
+from mxharness.errors import Hung, KernelFailure, UserError
 from mxharness.execution import Execution, execute
 from mxharness.invariance import Run, differs_alone, differs_between_runs
 from mxharness.judge import digest, gates, judge
@@ -25,6 +26,8 @@ CHECKED = {"race": "racecheck", "uninitialised": "initcheck", "undefined": "unde
 """Detectors that run the kernels with a check before every access, on the host device, and what the check is called."""
 CHECKED_CASES = 6
 """Cases of an operator that these run: they take long."""
+CHECKED_SECONDS = 300.0
+"""For one of their launches."""
 DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance", *CHECKED)
 """All, in the order of a search."""
 
@@ -53,10 +56,7 @@ class Search:
 
 def cost(case: Case) -> int:
     """Roughly how long a case takes."""
-    product = 1
-    for size in case.shape:
-        product *= size
-    return product
+    return math.prod(max(1, size) for size in case.shape)
 
 
 def cheapest_first(ops: Iterable[Op]) -> list[tuple[Op, Case]]:
@@ -105,8 +105,13 @@ def _some(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op,
 
 
 def _chosen(name: str, cases: Sequence[tuple[Op, Case]], again: int | None) -> list[tuple[Op, Case]]:
-    """The cases that a detector which executes them once more is tried on."""
-    return _some(cases, CHECKED_CASES if name in CHECKED else again)
+    """The cases that a detector which executes them once more is tried on; the checked ones of the cheaper half."""
+    if name not in CHECKED:
+        return _some(cases, again)
+    groups: dict[str, list[tuple[Op, Case]]] = {}
+    for pair in sorted(cases, key=lambda pair: cost(pair[1])):
+        groups.setdefault(pair[0].name, []).append(pair)
+    return _some([pair for group in groups.values() for pair in group[: -(-len(group) // 2)]], CHECKED_CASES)
 
 
 def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:
@@ -158,12 +163,17 @@ def _judged(
 
 
 def _again(name: str, op: Op, case: Case, device: Device, *, strict: bool) -> Finding | None:
-    """What the detector sees. strict: an execution that fails counts, which those of a single one may have told."""
+    """What the detector sees. strict: an execution that fails counts, which those of a single one may have told.
+
+    An execution that only takes too long is no evidence: it did end when it was run alone.
+    """
     try:
         if name in CHECKED:
             message = _checked(CHECKED[name], op, case, device)
         else:
             message = _AGAIN[name](op, case, _run_on(device))
+    except Hung:
+        return None
     except (KernelFailure, AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
         message = f"{op.name} {case}: executed again: {error}; {case!r}" if strict else ""
     return Finding(name, case, message) if message else None
@@ -177,7 +187,9 @@ def _checked(check: str, op: Op, case: Case, device: Device) -> str:
     inputs = op.make_inputs(case)
     if not isinstance(device, HostDevice) or execute(op, case, device, inputs).violations:
         return ""
-    execution = execute(op, case, device.configured(checks=frozenset({check})), inputs)
+    execution = execute(op, case, device.configured(checks=frozenset({check}), seconds=CHECKED_SECONDS), inputs)
+    if execution.hung:
+        raise Hung(execution.violations[0])
     return f"{op.name} {case}: {'; '.join(execution.violations)}; {case!r}" if execution.violations else ""
 
 
@@ -185,7 +197,8 @@ def _run_on(device: Device) -> Run:
     def run(op: Op, case: Case, inputs: Tensors, *, poison: int = 0xFF) -> Tensors:
         execution = execute(op, case, device, inputs, poison=poison)
         if execution.violations or not execution.outputs:
-            raise KernelFailure("; ".join(execution.violations))
+            kind = Hung if execution.hung else KernelFailure
+            raise kind("; ".join(execution.violations))
         return execution.outputs
 
     return run

@@ -28,7 +28,7 @@ def execute_elsewhere(
     try:
         execution = _child().call(_execute, op.name, case, device_name, sources, dict(inputs), poison, placement)
     except Lost as lost:
-        return Execution({}, (str(lost),))
+        return Execution({}, (str(lost),), hung=lost.hung)
     if not execution.outputs:
         _child().close()
     return execution

@@ -19,6 +19,10 @@ class KernelFailure(Exception):
     """A kernel did not end as it should: a barrier not reached by all threads, a fault on the GPU."""
 
 
+class Hung(KernelFailure):
+    """A kernel, or the process that ran it, did not end within its limit."""
+
+
 class OutOfBounds(KernelFailure):
     """A kernel touched memory that it may not touch, or as it may not; "@" in the text stands for the address."""
 

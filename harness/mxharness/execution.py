@@ -20,7 +20,7 @@ from mxharness.device.cuda import CudaDevice
 from mxharness.device.guard import GUARD, Placement, allocate
 from mxharness.device.host import HostDevice
 from mxharness.elsewhere import execute_elsewhere
-from mxharness.errors import KernelFailure, OutOfBounds
+from mxharness.errors import Hung, KernelFailure, OutOfBounds
 from mxharness.op import Case, Op, Tensors
 
 BEFORE, AFTER = 4096 + 16, 1 << 16
@@ -40,6 +40,8 @@ class Execution:
     """Sentences: writes outside an output, changed inputs, a kernel that did not end."""
     memory: bool = False
     """Whether a violation is about memory: a canary, a guard page, a changed input."""
+    hung: bool = False
+    """Whether the kernel did not end within its limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +246,7 @@ def execute(
         outputs = op.launch(fenced, case, on_device)
         fenced.synchronize()
     except KernelFailure as failure:
-        return Execution({}, (str(failure),), isinstance(failure, OutOfBounds))
+        return Execution({}, (str(failure),), isinstance(failure, OutOfBounds), isinstance(failure, Hung))
     except torch.AcceleratorError as error:  # torch met a broken kernel's error first
         return Execution({}, (str(device.failed(error) if isinstance(device, CudaDevice) else error),))
     for name, tensor in outputs.items():

@@ -132,7 +132,7 @@ def run_fault(fault: Fault, device_name: str, sandbox: Sandbox | None = None) ->
     try:
         found = sandbox.call(seek, fault, device_name)
     except Lost as lost:
-        found = Search(Finding("crash", None, str(lost)), 1)
+        found = Search(None if lost.hung else Finding("crash", None, str(lost)), 1)  # silence is no evidence
     finding = found.finding
     if finding is not None and finding.detector in ("crash", "memory") and healthy.name == "cuda":
         sandbox.close()  # an error on the GPU stays with the process
@@ -176,7 +176,7 @@ def matrix(device_name: str = "auto", names: Sequence[str] | None = None, proces
     tasks = [(fault, where(fault, device_name)) for fault in select(names)]
     rows: Matrix = {}
     for (fault, _), seen in spread(_row, tasks, processes, LIMIT, _spent):
-        rows[fault.name] = ("crash",) if isinstance(seen, Lost) else seen
+        rows[fault.name] = (() if seen.hung else ("crash",)) if isinstance(seen, Lost) else seen
     return dict(sorted(rows.items()))
 
 

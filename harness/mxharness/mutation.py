@@ -248,7 +248,7 @@ def try_change(file: str, old: str, new: str, device_name: str, op_name: str = "
         try:
             return sandbox.call(try_edit, sources, file, device_name, op_name)
         except Lost as lost:
-            return Tried("killed", "crash", str(lost))
+            return _of_the_lost(lost)
 
 
 # ---------------------------------------------------------------------------------------------- many
@@ -282,7 +282,7 @@ def run_mutants(
     done = _resume(out, mutants) if out else {}
     left = [(mutant, device_name) for mutant in mutants if mutant not in done]
     for (mutant, _), tried in spread(try_mutant, left, processes, LIMIT, _spent):
-        done[mutant] = Tried("killed", "crash", str(tried)) if isinstance(tried, Lost) else tried
+        done[mutant] = _of_the_lost(tried) if isinstance(tried, Lost) else tried
         if out:
             with out.open("a") as stream:
                 stream.write(_line(_result(mutant, done[mutant])))
@@ -290,6 +290,11 @@ def run_mutants(
     if out:
         out.write_text("".join(map(_line, results)))
     return results
+
+
+def _of_the_lost(lost: Lost) -> Tried:
+    """A process that died was killed; one that gave no answer in time proves nothing."""
+    return Tried("survived", message=str(lost)) if lost.hung else Tried("killed", "crash", str(lost))
 
 
 def _result(mutant: Mutant, tried: Tried) -> MutantResult:

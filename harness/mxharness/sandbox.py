@@ -33,6 +33,11 @@ LIMIT = 600.0
 class Lost(KernelFailure):
     """The child died or gave no answer; the message says which, as "killed by SIGSEGV"."""
 
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+        """Whether it gave no answer in time."""
+
 
 class Sandbox:
     """Runs functions in a child process, one at a time. Functions and arguments must be picklable."""
@@ -63,7 +68,7 @@ class Sandbox:
             connection.send_bytes(pickle.dumps((function, arguments)))
             if not connection.poll(self.limit):
                 self.close()
-                raise Lost(f"no answer within {self.limit:g} s")
+                raise Lost(f"no answer within {self.limit:g} s", hung=True)
             worked, result = pickle.loads(connection.recv_bytes())  # noqa: S301  from our own child
         except (EOFError, OSError) as error:  # the child's end of the pipe has closed
             raise Lost(self._death()) from error

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from mxharness import mutation
+from mxharness import detectors, mutation
+from mxharness.device import open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
+from mxharness.execution import execute
 from mxharness.mutants import OPERATORS, Mutant, generate, mask, sample
 from mxharness.mutation import Tried, included, launches, reasons, run_mutants, score, try_change, units
+from mxharness.ops import select
+from mxharness.sandbox import Lost
 
 
 def edited(text, operator):
@@ -174,3 +179,28 @@ def test_every_reason_is_about_a_mutant_that_exists():
 def test_an_edit_is_of_one_place():
     sources = Sources((("a.cu", "abcdef"), ("b.cu", "abcdef"))).edited("a.cu", 2, 4, "XYZ")
     assert sources.files == (("a.cu", "abXYZef"), ("b.cu", "abcdef"))
+
+
+def test_silence_is_no_evidence(monkeypatch):
+    mutant = generate(shipped(), file="rope.cuh")[0]
+    for lost, verdict in (
+        (Lost("no answer within 9 s", hung=True), "survived"),
+        (Lost("killed by SIGSEGV"), "killed"),
+    ):
+        monkeypatch.setattr(mutation, "spread", lambda *_, lost=lost: [((mutant, "host"), lost)])
+        (result,) = run_mutants([mutant])
+        assert (result.tried.verdict, result.tried.message) == (verdict, str(lost))
+
+
+@pytest.mark.parametrize(("hung", "found"), [(True, None), (False, "race")])
+def test_a_checked_run_that_takes_too_long_is_no_evidence(monkeypatch, hung, found):
+    cases = [(op, op.cases[0]) for op in select("rms_norm")]
+    host = open_device("host")
+
+    def checked(op, case, device, inputs):
+        done = execute(op, case, device, inputs)
+        return replace(done, outputs={}, violations=("told",), hung=hung) if device.settings.checks else done
+
+    monkeypatch.setattr(detectors, "execute", checked)
+    finding = detectors.search(cases, host, ("race",)).finding
+    assert (finding and finding.detector) == found

@@ -19,7 +19,7 @@ import torch
 from mxharness.device.argument import kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import nvcc, nvcc_version
-from mxharness.errors import KernelFailure, Unavailable, UserError
+from mxharness.errors import Hung, KernelFailure, Unavailable, UserError
 
 _SPIN = 0.01
 """Seconds of waiting without a pause: most launches are done by then."""
@@ -147,7 +147,7 @@ class CudaDevice:
                 waited = time.monotonic() - started
                 if waited > SECONDS:
                     _lost.append("a kernel hangs")
-                    raise KernelFailure(f"a kernel on the GPU did not end within {SECONDS:g} s")
+                    raise Hung(f"a kernel on the GPU did not end within {SECONDS:g} s")
                 time.sleep(0 if waited < _SPIN else 1e-4)
         except self._driver.Error as error:
             raise self.failed(error) from error

@@ -22,7 +22,7 @@ import torch
 from mxharness.device.argument import argument_cells, kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import compiler, compiler_version, headers
-from mxharness.errors import KernelFailure, OutOfBounds, Unavailable, UserError
+from mxharness.errors import Hung, KernelFailure, OutOfBounds, Unavailable, UserError
 from mxharness.tensor_core import Unit
 
 FLAGS = (
@@ -246,6 +246,8 @@ class HostDevice:
         message = function(_three(grid), _three(block), cells)
         if message is not None:
             text = f"{kernel}: {message.decode()}"
+            if "did not end within" in text:
+                raise Hung(text)
             raise OutOfBounds(text, self.runtime.cpu_error_address()) if "@" in text else KernelFailure(text)
 
     def watch(self, tensor: torch.Tensor, *, written: bool) -> None:

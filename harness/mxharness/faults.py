@@ -11,7 +11,7 @@ import json
 import textwrap
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -70,23 +70,30 @@ def select(names: Sequence[str] | None) -> tuple[Fault, ...]:
 
 @contextmanager
 def planted(fault: Fault, device_name: str) -> Iterator[Device]:
-    """A device whose kernels have the fault, or the healthy device while the layouts have it."""
-    change = fault.change
-    if isinstance(change, KernelChange):
-        yield open_device(device_name, sources=shipped().replaced(change.file, change.old, change.new))
-        return
-    if isinstance(change, FunctionChange):
-        function = getattr(import_module(change.module), change.function)
-        healthy, function.__code__ = function.__code__, _changed(function, change)  # wherever it was imported to
-        try:
-            yield open_device(device_name)
-        finally:
-            function.__code__ = healthy
-        return
-    field: dict[str, Any] = {change.field: change.value}
-    broken = replace(mxfp4.LAYOUTS[change.layout], **field)
-    with mock.patch.dict(mxfp4.LAYOUTS, {change.layout: broken}):
-        yield open_device(device_name)
+    """A device whose kernels have the fault, or the healthy device while the layouts or a function have it."""
+    sources = shipped()
+    with ExitStack() as stack:
+        for change in (fault.change, *((fault.also,) if fault.also else ())):
+            if isinstance(change, KernelChange):
+                sources = sources.replaced(change.file, change.old, change.new)
+            elif isinstance(change, FunctionChange):
+                stack.enter_context(_function(change))
+            else:
+                field: dict[str, Any] = {change.field: change.value}
+                broken = replace(mxfp4.LAYOUTS[change.layout], **field)
+                stack.enter_context(mock.patch.dict(mxfp4.LAYOUTS, {change.layout: broken}))
+        yield open_device(device_name, sources=sources)
+
+
+@contextmanager
+def _function(change: FunctionChange) -> Iterator[None]:
+    """The function has the change, wherever it was imported to."""
+    function = getattr(import_module(change.module), change.function)
+    healthy, function.__code__ = function.__code__, _changed(function, change)
+    try:
+        yield
+    finally:
+        function.__code__ = healthy
 
 
 def _changed(function: Any, change: FunctionChange) -> CodeType:  # noqa: ANN401  any function of the package

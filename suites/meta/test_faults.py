@@ -77,8 +77,6 @@ def test_a_table_is_read_back_or_refused(tmp_path):
 # ---------------------------------------------------------------------------------------------- the committed table
 
 TABLE = paths.baselines() / "faults" / "host.json"
-SUBSUMED = {"composed"}
-"""Sees nothing that the bounds of the stages do not; docs/faults.md says what it is kept for."""
 
 
 def test_the_table_is_of_this_catalogue():
@@ -89,8 +87,7 @@ def test_the_table_is_of_this_catalogue():
 def test_every_detector_is_needed():
     rows = read_matrix(TABLE)
     needed = {detector for detector, names in alone(rows).items() if names}
-    assert needed == set(DETECTORS) - SUBSUMED - {"exact-arithmetic"}
-    assert alone(rows, without=("predicted",))["exact-arithmetic"]  # on a tensor core that no model is known of
+    assert needed == set(DETECTORS)
 
 
 def test_every_public_bug_family_is_planted():

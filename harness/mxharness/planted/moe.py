@@ -16,8 +16,18 @@ def _fault(
     op: str = "moe_forward",
     detector: str = "bound",
     pattern: str = "",
+    on_gpu: str = "",
 ) -> Fault:
-    return Fault(name=name, seen_in=seen_in, symptom=symptom, change=change, op=op, detector=detector, pattern=pattern)
+    return Fault(
+        name=name,
+        seen_in=seen_in,
+        symptom=symptom,
+        change=change,
+        op=op,
+        detector=detector,
+        pattern=pattern,
+        on_gpu=on_gpu,
+    )
 
 
 FAULTS = (
@@ -55,6 +65,8 @@ FAULTS = (
         "from the second expert on biases of elsewhere: a padded size is used as offset",
         KernelChange("gemm.cuh", _BIAS, _BIAS.replace("* N", "* ((N + 127) / 128 * 128)")),
         seen_in="vllm PR 42595",
+        detector="memory",
+        on_gpu="bound",
     ),
     _fault(
         "bias-of-the-first-expert",
@@ -66,6 +78,8 @@ FAULTS = (
         "row-of-another-token",
         "right for one token: an entry is taken for a token",
         FunctionChange(_STAGES, "moe_stages", "fan=k)", "fan=1)"),
+        detector="memory",
+        on_gpu="bound",
     ),
     _fault(
         "empty-expert-takes-a-tile",

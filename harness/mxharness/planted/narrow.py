@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange
+from mxharness.planted.fault import Fault, FunctionChange, KernelChange
 
 _SCALE_BYTE = "    scales[block] = static_cast<std::uint8_t>(s);"
 
@@ -28,6 +28,39 @@ FAULTS: tuple[Fault, ...] = (
         ),
         op="gemm",
         detector="predicted",
+    ),
+    Fault(
+        name="inexact-scale-that-is-predicted",
+        seen_in="generic: the reference is the code itself",
+        symptom="as before, and the prediction was changed with the kernel: only the one right value tells",
+        change=KernelChange(
+            "gemm.cuh",
+            "        if (bias != nullptr) total = __fadd_rn(",
+            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n"
+            "        if (bias != nullptr) total = __fadd_rn(",
+        ),
+        also=FunctionChange(
+            "mxharness.ops.gemm",
+            "linear_bits",
+            "y = torch.from_numpy(total).to(torch.float32)",
+            "y = torch.from_numpy(total).to(torch.float32) * 0.1 * 10.0",
+        ),
+        op="gemm",
+        detector="exact-arithmetic",
+    ),
+    Fault(
+        name="lost-residual-in-the-stage's-reference",
+        seen_in="generic: the reference is the code itself",
+        symptom="the layer's result is added to x, and the stage's reference was written from the kernel",
+        change=FunctionChange("mxharness.functional.ffn", "residual_stages", 'made.get("sum", x)', "x"),
+        also=FunctionChange(
+            "mxharness.ops.ffn",
+            "golden",
+            'stages["y"] = added(s, tensors["down"], x.dtype)',
+            'stages["y"] = added(x, tensors["down"], x.dtype)',
+        ),
+        op="ffn_residual",
+        detector="composed",
     ),
     Fault(
         name="root-by-batch",

@@ -36,10 +36,10 @@ __device__ inline float exp32(float x) {
     return __fmul_rn(__fmul_rn(p, a), b);
 }
 
-// numerator / (1 + e) for finite e >= 0, with what the sum and the quotient lose put back.
-__device__ inline float over_one_plus(float numerator, float e) {
-    const float sum = __fadd_rn(1.0f, e);
-    const float lost = e > 1.0f ? __fadd_rn(__fsub_rn(e, sum), 1.0f) : __fadd_rn(__fsub_rn(1.0f, sum), e);
+// numerator / (large + small) for finite large >= small >= 0, with what the sum and the quotient lose put back.
+__device__ inline float over_sum(float numerator, float large, float small) {
+    const float sum = __fadd_rn(large, small);
+    const float lost = __fadd_rn(__fsub_rn(large, sum), small);  // exactly, as large is not below small
     const float inverse = __fdiv_rn(1.0f, sum);
     const float quotient = __fmul_rn(numerator, inverse);
     const float residual = __fmaf_rn(-quotient, lost, __fmaf_rn(-quotient, sum, numerator));
@@ -49,7 +49,7 @@ __device__ inline float over_one_plus(float numerator, float e) {
 // 1 / (1 + e^-x). Error 1.48 ulp.
 __device__ inline float sigmoid32(float x) {
     const float e = exp32(x < 0.0f ? x : -x);  // at most 1
-    return over_one_plus(x < 0.0f ? e : 1.0f, e);
+    return over_sum(x < 0.0f ? e : 1.0f, 1.0f, e);
 }
 
 __device__ inline float magnitude(float x) { return __uint_as_float(__float_as_uint(x) & 0x7fffffffu); }
@@ -72,7 +72,7 @@ __device__ inline float tanh32(float x) {
         p = __fmaf_rn(p, u, -3.333332837e-1f);
         return with_sign(__fmaf_rn(__fmul_rn(p, u), a, a), x);
     }
-    return with_sign(__fsub_rn(1.0f, over_one_plus(2.0f, exp32(__fadd_rn(a, a)))), x);
+    return with_sign(__fsub_rn(1.0f, over_sum(2.0f, exp32(__fadd_rn(a, a)), 1.0f)), x);
 }
 
 // The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x. Error 1.0 ulp.

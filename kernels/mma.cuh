@@ -25,9 +25,9 @@ template <> struct Order<__nv_bfloat16> { static constexpr int chunk = 128; stat
 template <> struct Order<__half> { static constexpr int chunk = 32; static constexpr bool scale_operand = false; };
 
 template <class T, int MT, int NT> struct Fragments {
-    float (*d)[NT][4];               // [MT]
-    const std::uint32_t (*a)[4];     // [MT]
-    const std::uint32_t (*b)[2];     // [NT]
+    float (&d)[MT][NT][4];
+    const std::uint32_t (&a)[MT][4];
+    const std::uint32_t (&b)[NT][2];
 };
 
 #ifdef __CUDACC__

@@ -64,8 +64,9 @@ template <int width = WARP, class V, class Combine> __device__ inline V warp_red
 }
 
 // Over a one-dimensional block of THREADS: warps by butterfly, then the warps' results in ascending order.
-// `scratch` is shared memory for THREADS / 32 values; it may be used again after the call.
-template <int THREADS, class V, class Combine> __device__ inline V block_reduce(V value, Combine combine, V* scratch) {
+// `scratch` is shared memory; it may be used again after the call.
+template <int THREADS, class V, class Combine>
+__device__ inline V block_reduce(V value, Combine combine, V (&scratch)[THREADS / WARP]) {
     value = warp_reduce(value, combine);
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = value;
     __syncthreads();

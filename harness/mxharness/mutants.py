@@ -1,8 +1,9 @@
 """Generated mutants: every small slip of the pen that a grammar of slips finds in the kernels' text.
 
 A mutant is an edit of one place of one file. Comments, strings, preprocessor lines, static assertions, launch bounds,
-inline assembly and what the device's compiler does not see are left alone. The operators are those of DeMillo, Lipton
-and Sayward (1978) as far as kernels have a use for them, and what CUDA adds: barriers.
+inline assembly, what the device's compiler does not see and what the host has in a GPU's place are left alone. The
+operators are those of DeMillo, Lipton and Sayward (1978) as far as kernels have a use for them, and what CUDA adds:
+barriers.
 """
 
 from __future__ import annotations
@@ -100,16 +101,20 @@ def _blank(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _without_other_device(code: str, *, cuda: bool) -> str:
-    """Blanks for the branches of `#ifdef __CUDACC__` that this device's compiler does not see."""
+    """Blanks for the branches of `#ifdef __CUDACC__` that are not mutated.
+
+    A GPU's compiler does not see the other branch; on the host that is all there is, but it stands in for a GPU's
+    instructions and is no part of a kernel: neither is.
+    """
     lines = code.split("\n")
-    seen: list[bool] = []  # one entry an open #if: whether its present branch is compiled
+    seen: list[bool | None] = []  # one entry an open #if: whether its present branch is; None: neither
     for i, line in enumerate(lines):
         word = line.strip().replace("# ", "#")
         if word.startswith("#if"):
             about_cuda = "__CUDACC__" in word
-            seen.append(cuda != word.startswith(("#ifndef", "#if !")) if about_cuda else True)
+            seen.append((not word.startswith(("#ifndef", "#if !")) if cuda else None) if about_cuda else True)
         elif word.startswith("#else") and seen:
-            seen[-1] = not seen[-1]
+            seen[-1] = None if seen[-1] is None else not seen[-1]
         elif word.startswith("#endif") and seen:
             seen.pop()
         elif not all(seen):

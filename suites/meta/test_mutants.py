@@ -69,6 +69,8 @@ def test_an_operator_edits_what_it_says(operator, text, results):
         'asm volatile("a + 1" : "+f"(d[0]));',
         "#ifdef __CUDACC__\nx = a + 1;\n#else\n#endif",
         "#ifndef __CUDACC__\n#else\nx = a + 1;\n#endif",
+        "#ifdef __CUDACC__\n#else\nx = a + 1;\n#endif",
+        "#ifndef __CUDACC__\nx = a + 1;\n#endif",
     ],
 )
 def test_what_is_no_code_of_this_device_is_left_alone(text):
@@ -77,9 +79,11 @@ def test_what_is_no_code_of_this_device_is_left_alone(text):
 
 
 def test_the_other_branch_is_this_devices_on_a_gpu():
-    text = "#ifdef __CUDACC__\na + b;\n#else\na * b;\n#endif"
-    assert mask(text, cuda=True).split() == ["a", "+", "b;"]
-    assert mask(text, cuda=False).split() == ["a", "*", "b;"]
+    text = "#ifdef __CUDACC__\na + b;\n#else\na * b;\n#endif\nc;\n#if N\nd;\n#else\ne;\n#endif"
+    assert mask(text, cuda=True).split() == ["a", "+", "b;", "c;", "d;"]
+    assert mask(text, cuda=False).split() == ["c;", "d;"]
+    text = "#ifndef __CUDACC__\na + b;\n#else\na * b;\n#endif"
+    assert mask(text, cuda=True).split() == ["a", "*", "b;"]
 
 
 def test_all_kernels_are_mutated_and_the_host_is_not():

@@ -29,6 +29,15 @@ SUBNORMAL_ULP = 0.1
 """So much more where the result is subnormal: it has been rounded twice."""
 EDGES = (0.0, 2.0**-149, 2.0**-126, 0.65, 1.0, 3.92, 10.0, 16.6, 87.34, 88.73, 103.98, 3.4e38, np.inf)
 """Magnitudes where a function takes another branch, saturates, or leaves the normal numbers."""
+WORST = {
+    "exp": (-5.88844728, 59.3011971, -87.7155304, 88.7228, -103.9, -27.3762455, 5.2068491),
+    "sigmoid": (-6.23706579, -3.44006157, 7.85982847),
+    "tanh": (-0.693442225,),
+    "erf": (-1.06696296,),
+    "rsqrt": (1.85608536e19,),
+}
+"""Where the error is largest, of the function or of one that lacks a correction (the reduction's rest in e^x, what the
+sum of the sigmoid loses), or the result nearest to the ends of float32."""
 REGIMES = ("normal", "wide", "tiny", "specials", "bits", "edges")
 
 CASES = (
@@ -39,11 +48,16 @@ CASES = (
     ),
     *(Case("elementary", (40, 7), "bits", "fp32", options=(f"fn={name}",)) for name in FUNCTIONS),
     Case("elementary", (2048, 3), "bits", "fp32", options=("fn=exp",)),
+    *(Case("elementary", (1, len(x)), "worst", "fp32", options=(f"fn={name}",)) for name, x in WORST.items()),
 )
 
 
 def make_inputs(case: Case) -> Tensors:
-    """X (M, K) float32; "bits": any bit pattern at all; "edges": some units in the last place around EDGES."""
+    """X (M, K) float32; "bits": any bit pattern at all; "edges": some units in the last place around EDGES;
+    "worst": WORST.
+    """
+    if case.regime == "worst":
+        return {"x": torch.tensor(WORST[case.option("fn") or ""]).expand(case.shape).contiguous()}
     rng = regimes.generator(case, "x")
     if case.regime == "bits":
         patterns = rng.integers(0, 2**32, case.shape, dtype=np.uint32)

@@ -37,6 +37,7 @@ def _cases(name: str) -> tuple[Case, ...]:
         ),
         Case(name, (2048, 40), "offset", options=("residual",)),
         *(Case(name, (4, 513), dtype=dtype, options=("plain", "residual")) for dtype in DTYPES),  # no bias
+        Case(name, (1, 2049), dtype="fp16"),  # a length that half does not hold
     )
 
 

@@ -53,9 +53,7 @@ CASES = (
 
 
 def make_inputs(case: Case) -> Tensors:
-    """X (M, K) float32; "bits": any bit pattern at all; "edges": some units in the last place around EDGES;
-    "worst": WORST.
-    """
+    """X (M, K) float32; "bits": any bit pattern; "edges": some units in the last place around EDGES; "worst": WORST."""
     if case.regime == "worst":
         return {"x": torch.tensor(WORST[case.option("fn") or ""]).expand(case.shape).contiguous()}
     rng = regimes.generator(case, "x")

@@ -145,8 +145,7 @@ __device__ inline void multiply_small(const Output<T>& output, const T* __restri
     // assignment of k to the fragment's slots is free.
     const int n[2] = {n0 + g, n0 + g + 8};
     const long long first_row = static_cast<long long>(tile.problem) * N;
-    const bool token = tile.has(g);
-    const T* tokens = x + (token ? tile.x_row(g) : 0) * K;
+    const T* tokens = x + (tile.has(g) ? tile.x_row(g) : 0) * K;  // a column of no row is not written: any will do
 
     const int chunks = (K + chunk - 1) / chunk;
     float total = 0;  // of result threadIdx.x, in the first 128 threads
@@ -155,7 +154,7 @@ __device__ inline void multiply_small(const Output<T>& output, const T* __restri
         float sum[1][1][4] = {};
         float scale[2] = {0, 0};
         for (int k = begin; k < end; k += MMA_K) {
-            std::uint32_t a[1][4] = {}, b[1][2] = {};
+            std::uint32_t a[1][4] = {};
 #pragma unroll
             for (int i = 0; i < 2; ++i)
                 if (n[i] < N) {
@@ -164,11 +163,8 @@ __device__ inline void multiply_small(const Output<T>& output, const T* __restri
                     a[0][i] = four.x;
                     a[0][i + 2] = four.y;
                 }
-            if (token) {
-                const uint2 four = *reinterpret_cast<const uint2*>(tokens + k + 4 * t);
-                b[0][0] = four.x;
-                b[0][1] = four.y;
-            }
+            const uint2 four = *reinterpret_cast<const uint2*>(tokens + k + 4 * t);
+            std::uint32_t b[1][2] = {{four.x, four.y}};
             mma_step(Fragments<T, 1, 1>{sum, a, b});
         }
 #pragma unroll
@@ -205,8 +201,7 @@ __device__ inline void multiply_tile(const Output<T>& output, const T* __restric
     const int stage_row = thread / 2, half = thread % 2;
     const int n = n0 + stage_row;
     const long long weight_row = static_cast<long long>(tile.problem) * N + n;
-    const bool token = tile.has(stage_row);
-    const T* from_x = x + (token ? tile.x_row(stage_row) : 0) * K;
+    const T* from_x = x + (tile.has(stage_row) ? tile.x_row(stage_row) : 0) * K;  // past the rows: any, see above
 
     float total[MT][NT][4] = {};
     for (int begin = 0; begin < K; begin += chunk) {
@@ -223,11 +218,10 @@ __device__ inline void multiply_tile(const Output<T>& output, const T* __restric
 #pragma unroll
                     for (int i = 0; i < 8; ++i) weights_to[i] = 0;
                 }
-                const uint4 zero = make_uint4(0, 0, 0, 0);
                 const uint4* from = reinterpret_cast<const uint4*>(from_x + k + 16 * half);
                 uint4* to = reinterpret_cast<uint4*>(&tokens[stage_row][8 * half]);
-                to[0] = token ? from[0] : zero;
-                to[1] = token ? from[1] : zero;
+                to[0] = from[0];
+                to[1] = from[1];
             }
             __syncthreads();
 #pragma unroll

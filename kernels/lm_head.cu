@@ -33,6 +33,7 @@ struct Softmax {
     __device__ float exponential(float z) const { return exp32(__fsub_rn(z, largest)); }
     __device__ Mass operator()(float z) const { return static_cast<Mass>(__fmul_rn(exponential(z), 0x1p40f)); }
     __device__ bool exists() const { return largest > -INFINITE && largest < INFINITE; }
+    __device__ bool ordered() const { return largest == largest; }  // the row holds no NaN
 };
 
 struct Count {
@@ -137,13 +138,13 @@ __device__ inline void keep(float* y, long long* last, const Row& row, Mass targ
         int id = row.first() - 1;
         while (before < needed) before += key_of(row.z[++id]) == key;
         cut = id;
+        last[blockIdx.x] = id;
     }
     __syncthreads();
     row.each([&](float z, int id) {
         const bool kept = key_of(z) > key || (key_of(z) == key && id <= cut);
         y[id] = kept ? z : -INFINITE;
     });
-    if (threadIdx.x == 0) last[blockIdx.x] = cut;
 }
 
 __device__ inline void refuse(float* y, long long* last, const Row& row) {
@@ -171,8 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     lm_head_topk(float* y, long long* last, const float* z, int V, int k) {
     const Row row = row_of(z, V);
     float* to = y + static_cast<long long>(blockIdx.x) * V;
-    const float largest = softmax_of(row).largest;
-    if (largest != largest) refuse(to, last, row);
+    if (!softmax_of(row).ordered()) refuse(to, last, row);
     else keep(to, last, row, k, Count());
 }
 
@@ -207,9 +207,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Row row = row_of(z, V);
     float* to = p + static_cast<long long>(blockIdx.x) * V;
     const Softmax softmax = softmax_of(row);
-    const bool exists = softmax.exists();
-    const float total = exists ? __fmul_rn(static_cast<float>(total_of(row, softmax)), 0x1p-40f) : NONE;
-    row.each([&](float z, int id) { to[id] = exists ? __fdiv_rn(softmax.exponential(z), total) : NONE; });
+    const float total = softmax.exists() ? __fmul_rn(static_cast<float>(total_of(row, softmax)), 0x1p-40f) : NONE;
+    row.each([&](float z, int id) { to[id] = __fdiv_rn(softmax.exponential(z), total); });
 }
 
 // The first id, in ascending order, up to and with which the tokens weigh more than the uniform's share of the row.

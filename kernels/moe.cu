@@ -48,8 +48,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP)
         ranks[i] = e < E ? rank(logits[token * E + e], e) : 0;
     }
     std::uint64_t mine = 0;
-    float largest = 0;
-    for (int slot = 0; slot < k; ++slot) {
+    for (int slot = 0; slot < k; ++slot) {  // the largest that is left
         std::uint64_t best = 0;
 #pragma unroll
         for (int i = 0; i < PER_LANE; ++i) best = Max()(best, ranks[i]);
@@ -57,10 +56,10 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP)
 #pragma unroll
         for (int i = 0; i < PER_LANE; ++i)
             if (ranks[i] == best) ranks[i] = 0;  // ranks differ: this is the chosen expert and no other
-        if (slot == 0) largest = logit_of(best);
         if (slot == lane) mine = best;
     }
-    const float exponential = lane < k ? exp32(__fsub_rn(logit_of(mine), largest)) : 0.0f;
+    // The lanes of no slot have NaN, which goes nowhere.
+    const float logit = logit_of(mine), exponential = exp32(__fsub_rn(logit, shuffle(logit, 0)));
     float total = 0;
     for (int slot = 0; slot < k; ++slot) total = __fadd_rn(total, shuffle(exponential, slot));
     if (lane < k) {
@@ -73,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP)
 
 constexpr int GROUP_THREADS = 128;
 
-// The sum of `value` over the threads before this one. `scratch` is shared memory for a number a warp.
+// The sum of `value` over the threads before this one. `scratch` is shared memory for a number a warp, which may not be
+// used again after the call without a barrier.
 __device__ inline int sum_before(int value, int* scratch) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int sum = value;
@@ -85,7 +85,6 @@ __device__ inline int sum_before(int value, int* scratch) {
     if (lane == WARP - 1) scratch[warp] = sum;
     __syncthreads();
     for (int w = 0; w < warp; ++w) sum += scratch[w];
-    __syncthreads();
     return sum - value;
 }
 

@@ -20,122 +20,12 @@ from mxharness.bounds import gamma
 from mxharness.device import Device
 from mxharness.functional import lm_head
 from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
-from mxharness.ops import gemm, sampling
-
-REGIMES = ("normal", "wide", "outliers")
-SPECIALS = ("nan", "infinite")
-DATA = ("data=equal", "data=repeated", "data=spike")
-"""All rows of W the same; every row three times; one row 2^8 times larger. Others: "hill", all the same but one that is
-4 times larger, which leaves a long flat tail; "tiny", logits that a large temperature makes zeros of both signs."""
-
-
-def _cases(name: str, shapes: tuple[tuple[int, int, int], ...], *options: tuple[str, ...]) -> tuple[Case, ...]:
-    """Every shape with every option and both dtypes in turn, and each special distribution once."""
-    product = [(shape, option) for shape in shapes for option in options]
-    dtypes = ("bf16", "fp16") * len(product)
-    drawn = [Case(name, shape, dtype=dtype, options=o) for (shape, o), dtype in zip(product, dtypes, strict=False)]
-    special = [Case(name, (3, 33, 64), regime=regime, options=options[0]) for regime in SPECIALS]
-    return (*drawn, *special, Case(name, (2048, 5, 32), options=options[-1]))
-
-
-FORWARD = (
-    *(
-        Case("lm_head_forward", shape, regime=regime, dtype=dtype)
-        for shape in ((3, 33, 96), (9, 130, 160))
-        for regime in ("normal", "integers", "wide")
-        for dtype in ("bf16", "fp16")
-    ),
-    *(Case("lm_head_forward", shape) for shape in ((3, 1, 32), (2, 2, 64), (1, 4099, 32), (2048, 5, 32))),
-    *(Case("lm_head_forward", (5, 37, 64), dtype=dtype, options=("tied",)) for dtype in ("bf16", "fp16")),
-)
-TEMPERATURE = _cases(
-    "lm_head_forward_temperature", ((3, 1, 32), (2, 33, 64), (5, 1000, 32)), ("t=0.7",), ("t=3",), ("t=1",)
-)
-TOP_K = (
-    *_cases("lm_head_forward_topk", ((3, 33, 64),), ("k=1",), ("k=5", "t=0.7"), ("k=33",), ("k=2",)),
-    *(
-        Case("lm_head_forward_topk", (3, 1000, 32), dtype=dtype, options=(data, k))
-        for data, k, dtype in zip(DATA, ("k=999", "k=40", "k=40"), ("bf16", "fp16", "bf16"), strict=True)
-    ),
-    Case("lm_head_forward_topk", (3, 1, 32), options=("k=1",)),
-    Case("lm_head_forward_topk", (3, 33, 32), options=("data=tiny", "k=5", "t=1e15")),
-    Case("lm_head_forward_topk", (4, 4099, 32), regime="wide", options=("k=1000",)),
-    Case("lm_head_forward_topk", (2, 4099, 32), options=("data=equal", "k=4098")),
-)
-TOP_P = (
-    *_cases("lm_head_forward_topp", ((3, 33, 64),), ("p=0.9",), ("p=1e-10",), ("p=1", "t=2"), ("p=0.5", "t=0.1")),
-    *(
-        Case("lm_head_forward_topp", (3, 1000, 32), dtype=dtype, options=(data, "p=0.5"))
-        for data, dtype in zip(DATA, ("bf16", "fp16", "bf16"), strict=True)
-    ),
-    Case("lm_head_forward_topp", (3, 1, 32), options=("p=0.9",)),
-    Case("lm_head_forward_topp", (3, 1000, 32), options=("data=equal", "p=0.5000000005")),  # 501 tokens, not 500
-    Case("lm_head_forward_topp", (6, 4099, 32), seed=3, options=("data=hill", "p=0.9", "t=0.05")),
-    Case("lm_head_forward_topp", (4, 4099, 32), options=("p=0.9", "t=0.2")),
-    Case("lm_head_forward_topp", (2, 4099, 32), options=("data=equal", "p=0.999999")),
-)
-GREEDY = (
-    *_cases("lm_head_greedy", ((3, 1, 32), (2, 2, 32), (3, 33, 64), (5, 1000, 32)), ()),
-    *(Case("lm_head_greedy", (3, 1000, 32), options=(data,)) for data in DATA),
-    Case("lm_head_greedy", (4, 4099, 32), options=("data=repeated",)),
-)
-PROBABILITIES = (
-    *_cases("lm_head_probabilities", ((3, 1, 32), (3, 33, 64), (5, 1000, 32)), (), ("t=0.1",)),
-    *(Case("lm_head_probabilities", (3, 1000, 32), options=(data,)) for data in DATA),
-    Case("lm_head_probabilities", (9, 1000, 32), options=("data=hill", "t=0.08")),
-    Case("lm_head_probabilities", (4, 4099, 32), options=("t=0.3",)),
-)
-SAMPLE = (
-    *_cases(
-        "lm_head_sample",
-        ((4, 33, 64), (5, 1000, 32)),
-        (),
-        ("k=7", "p=0.8"),
-        ("t=0",),
-        ("k=3", "t=0.5"),
-        ("p=0.6", "t=0.2"),
-    ),
-    *(Case("lm_head_sample", (9, 1000, 32), options=(data, "k=50", "p=0.5")) for data in DATA),
-    *(Case("lm_head_sample", (9, 1000, 32), options=(data,)) for data in DATA),
-    Case("lm_head_sample", (3, 1, 32)),
-    Case("lm_head_sample", (6, 4099, 32), seed=3, options=("data=hill", "t=0.05")),
-    Case("lm_head_sample", (6, 4099, 32), options=("t=0.3",)),
-    Case("lm_head_sample", (4, 4099, 32), options=("k=500", "p=0.95", "t=0.2")),
-)
+from mxharness.ops import gemm, lm_head_cases, sampling
 
 
 def settings(case: Case) -> tuple[float, int, float]:
     """Temperature, k and p; 1, 0 and 1 where the case names none."""
     return float(case.option("t") or 1), int(case.option("k") or 0), float(case.option("p") or 1)
-
-
-def make_inputs(case: Case) -> Tensors:
-    """X (M, K), codes (V, K/2), scales (V, K/32); ids (M) in place of x for a tied table; uniforms (M) for a sample."""
-    M, V, K = case.shape
-    codes, scales = regimes.weights(case, (V, K))
-    rng = regimes.generator(case, "choice")
-    match case.option("data"):
-        case "equal":
-            codes, scales = codes[:1].repeat(V, 1), scales[:1].repeat(V, 1)
-        case "repeated":
-            rows = torch.arange(V) % -(-V // 3)
-            codes, scales = codes[rows], scales[rows]
-        case "spike":
-            scales[V // 2] += 8
-        case "hill":
-            codes, scales = codes[:1].repeat(V, 1), scales[:1].repeat(V, 1)
-            scales[0] += 2
-        case "tiny":
-            scales.fill_(10)
-    inputs = {"codes": codes, "scales": scales}
-    if "tied" in case.options:
-        return inputs | {"ids": torch.from_numpy(rng.integers(0, V, M))}
-    inputs["x"] = regimes.activations(case, (M, K))
-    if case.op == "lm_head_sample":
-        uniforms = torch.from_numpy(rng.integers(0, 2**24, M)).to(torch.float32) / 2.0**24
-        uniforms[-1], uniforms[0] = 1 - 2.0**-24, 0.0 if M > 1 else uniforms[0]
-        inputs["uniforms"] = uniforms
-    return inputs
 
 
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
@@ -202,7 +92,7 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
         case "lm_head_sample":
             right = sampling.possible_sample(tokens, inputs["uniforms"])
             choice = sampling.sample(z, inputs["uniforms"]).value
-            return {"ids": sampling.decided(choice, right, weighed)}
+            return {"ids": sampling.decided(choice, right, weighed & sampling.inside(inputs["uniforms"]))}
         case "lm_head_probabilities":
             return {"p": _near(sampling.probabilities(z).value, sampling.possible_probabilities(value, error))}
     if name:
@@ -230,7 +120,16 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
             return lm_head.probability_stages(x, weight, temperature=t, device=device)
         case "lm_head_sample":
             uniforms = inputs["uniforms"]
-            return lm_head.sample_stages(x, weight, uniforms, temperature=t, top_k=k, top_p=p, device=device)
+            return lm_head.sample_stages(
+                x,
+                weight,
+                uniforms,
+                temperature=t,
+                top_k=k,
+                top_p=p,
+                validate="outside" not in case.options,
+                device=device,
+            )
     return lm_head.logit_stages(x, weight, temperature=t, top_k=k, top_p=p, device=device)
 
 
@@ -248,7 +147,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.integers(1, 5),
         st.integers(1, 300),
         st.integers(1, 3),
-        st.sampled_from(("normal",) if name == "lm_head_probabilities" else REGIMES),
+        st.sampled_from(("normal",) if name == "lm_head_probabilities" else lm_head_cases.REGIMES),
         st.sampled_from(("bf16", "fp16")),
         st.integers(0, 10_000),
         st.fixed_dictionaries(
@@ -275,7 +174,7 @@ def _op(name: str, cases: tuple[Case, ...]) -> Op:
         source="lm_head.cu",
         axes="M V K",
         cases=cases,
-        make_inputs=make_inputs,
+        make_inputs=lm_head_cases.make_inputs,
         golden=golden,
         launch=launch,
         tolerance=replace(TOLERANCE, composed_ceiling=0.0) if name == "lm_head_forward" else TOLERANCE,
@@ -290,11 +189,11 @@ def _op(name: str, cases: tuple[Case, ...]) -> Op:
 
 
 OPS = (
-    _op("lm_head_forward", FORWARD),
-    _op("lm_head_forward_temperature", TEMPERATURE),
-    _op("lm_head_forward_topk", TOP_K),
-    _op("lm_head_forward_topp", TOP_P),
-    _op("lm_head_greedy", GREEDY),
-    _op("lm_head_probabilities", PROBABILITIES),
-    _op("lm_head_sample", SAMPLE),
+    _op("lm_head_forward", lm_head_cases.FORWARD),
+    _op("lm_head_forward_temperature", lm_head_cases.TEMPERATURE),
+    _op("lm_head_forward_topk", lm_head_cases.TOP_K),
+    _op("lm_head_forward_topp", lm_head_cases.TOP_P),
+    _op("lm_head_greedy", lm_head_cases.GREEDY),
+    _op("lm_head_probabilities", lm_head_cases.PROBABILITIES),
+    _op("lm_head_sample", lm_head_cases.SAMPLE),
 )

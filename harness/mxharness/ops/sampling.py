@@ -36,6 +36,11 @@ def has_softmax(z: torch.Tensor) -> torch.Tensor:
     return z.amax(-1).isfinite()
 
 
+def inside(uniforms: torch.Tensor) -> torch.Tensor:
+    """Uniforms (M) that are some: in [0, 1)."""
+    return (uniforms >= 0) & (uniforms < 1)
+
+
 def in_order(z: torch.Tensor) -> torch.Tensor:
     """Ids (M, V): the larger logit first, at equal ones the lower id."""
     return torch.sort(z, descending=True, stable=True).indices
@@ -113,7 +118,7 @@ def sample(z: torch.Tensor, uniforms: torch.Tensor) -> Expected:
     total, slack = cumulated(*masses(z))
     goal = torch.floor(uniforms.double() * 2.0**32).unsqueeze(-1) / 2.0**32 * total[..., -1:]
     right = (total + slack > goal) & (shifted(total) - shifted(slack) <= goal) & (z > -torch.inf)
-    return decided((total > goal).int().argmax(-1), right, has_softmax(z))
+    return decided((total > goal).int().argmax(-1), right, has_softmax(z) & inside(uniforms))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ __device__ inline void attend(T* __restrict__ y, const T* __restrict__ q, const 
             eight = *reinterpret_cast<const uint4*>(q + token * problem.q_stride + (head * G + r % G) * D + column);
         *reinterpret_cast<uint4*>(&queries[row][column / 2]) = eight;
     }
-    if (thread == 0) special_chunk = 0;
+    special_chunk = 0;  // by all threads
     int low[2], high[2];
     float m[2], l[2], o[COLUMNS][4] = {};
 #pragma unroll
@@ -100,7 +100,7 @@ __device__ inline void attend(T* __restrict__ y, const T* __restrict__ q, const 
         const int r = first + g + 8 * half, position = start + r / G;
         low[half] = problem.window > 0 ? max(position - problem.window + 1, 0) : 0;
         high[half] = r >= count ? 0 : problem.causal ? position + 1 : length;
-        const bool sink = problem.sinks != nullptr && r < count;
+        const bool sink = problem.sinks != nullptr;
         m[half] = sink ? problem.sinks[head * G + r % G] : -infinity;
         l[half] = sink ? 1.0f : 0.0f;
     }
@@ -250,7 +250,7 @@ __device__ inline void attend(T* __restrict__ y, const T* __restrict__ q, const 
     }
 
 #pragma unroll
-    for (int c = 0; c < COLUMNS; ++c)
+    for (int c = 0; c < COLUMNS; ++c)  // of y, as far as it has them
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             const int column = 8 * (warp + WARPS * c) + 2 * t + r % 2, row = first + g + 8 * (r / 2);

@@ -57,11 +57,14 @@ CORE = (
             ((2, 9, 4, 2, 64, 130), "nan", ()),
             ((2, 3, 2, 1, 32, 70), "nan", ("cache=mxfp4", "window=9")),
             ((1, 3, 2, 1, 32, 130), "blocked", ()),
+            ((1, 9, 2, 1, 32, 132), "infinite", ()),
+            ((1, 3, 4, 2, 32, 130), "faint", ("sinks",)),
         )
         for dtype in ("bf16", "fp16")
     ),
     Case("attention", (2048, 1, 1, 1, 32, 2)),
     Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
+    Case("attention", (1, 40, 1, 1, 32, 70), options=("full",)),  # rows of several blocks see keys after their own
 )
 HEADS = tuple(
     {"multi_head_attention": (Hkv, 1), "grouped_query_attention": grouped}
@@ -156,17 +159,15 @@ def _core_inputs(case: Case) -> Tensors:
     lengths[0] = 0 if "empty" in case.options else S
     plain = Case(f"{case.op} core", case.shape, dtype=case.dtype, seed=case.seed)
     q = regimes.activations(plain, (B, T, H, D), "q") * (30 if case.regime == "large" else 1)
-    if case.regime == "blocked":  # a whole chunk of keys has scores of -Inf: weight 0, not NaN
+    if case.regime in ("blocked", "faint", "infinite"):  # then the first element of a key shifts its scores
         q[..., 0] = 1
     found: dict[str, torch.Tensor] = {"q": q, "lengths": lengths, **tables(case, B, S)}
     if "sinks" in case.options:
         found["sinks"] = regimes.bias(plain, H, "sinks")
+        if case.regime == "faint":  # past half's range; this head sees nothing but its sink
+            found["sinks"][0] = 1e5
     for name in "kv":
-        rows = regimes.activations(plain, (B, Hkv, S, D), name)
-        if case.regime == "equal" and name == "k":
-            rows = rows[:, :, :1].expand_as(rows).contiguous()
-        if case.regime == "blocked" and name == "k":
-            rows[:, :, :70, 0] = -torch.inf
+        rows = _arranged(case, name, regimes.activations(plain, (B, Hkv, S, D), name))
         broken = torch.arange(S)[None, :] >= lengths[:, None]
         if case.regime == "nan":  # late in the sequence, so that some queries do not see it
             broken = broken | (torch.arange(S) == S - (2 if name == "v" else 1))
@@ -177,6 +178,38 @@ def _core_inputs(case: Case) -> Tensors:
             stored = {name: codes, f"{name}_scales": scales.masked_fill(broken.unsqueeze(-1), mxfp4.SCALE_NAN)}
         found |= _paged(case, stored, found["table"]) if "table" in found else stored
     return found
+
+
+def _arranged(case: Case, name: str, rows: torch.Tensor) -> torch.Tensor:
+    """Keys or values (B, Hkv, S, D) as the case's regime wants them.
+
+    blocked   a whole chunk of keys has scores of -Inf: weight 0, not NaN
+    faint     chunks whose weights no half could hold decide the result, as their values are so much larger
+    infinite  two values are Inf, in one half of a word each, that some queries of the block do not see: one's weight is
+              too small for half, the other's is 0
+    """
+    S, keys = rows.shape[2], name == "k"
+    match case.regime:
+        case "equal" if keys:
+            return rows[:, :, :1].expand_as(rows).contiguous()
+        case "blocked" if keys:
+            rows[:, :, :70, 0] = -torch.inf
+        case "faint":
+            middle = torch.arange(S) // 64 == 1
+            if keys:
+                rows[..., 0] = torch.where(middle, 0.0, -102.0)  # e^-18
+            else:
+                rows *= torch.where(middle, 2.0**-18, 2.0**13).unsqueeze(-1)
+        case "infinite" if keys:
+            rows[:, :, S - 6, 0] = -120.0 if case.dtype == "bf16" else -30.0  # e^-21; half's weights end at e^-16
+            rows[:, :, S - 2, 0] = -torch.inf
+        case "infinite":
+            rows /= 8  # nothing else has an exponent like theirs, shifted by a bit
+            rows[:, :, S - 6, 5] = torch.inf
+            rows[:, :, S - 2, 8] = torch.inf
+        case _:
+            pass
+    return rows
 
 
 def _paged(case: Case, stored: Tensors, table: torch.Tensor) -> dict[str, torch.Tensor]:

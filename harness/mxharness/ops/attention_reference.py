@@ -63,7 +63,8 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     seen = rule.visible(query.shape[2], key.shape[2])
     lost = value.isnan()
     touched = seen.double() @ lost.double() > 0  # (B, H, T, D): sees a NaN
-    value = torch.where(seen.any(2).unsqueeze(-1) & ~lost, value, 0.0)
+    infinite = torch.where(value.isinf(), value.sign(), 0.0)
+    value = torch.where(seen.any(2).unsqueeze(-1) & value.isfinite(), value, 0.0)
 
     size = rule.scale * ((query.abs() + query_error) @ (key.abs() + key_error).mT)
     off = rule.scale * (query_error @ key.abs().mT + (query.abs() + query_error) @ key_error.mT) + gamma(D + 1) * size
@@ -79,6 +80,7 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     weight = torch.where(score == -torch.inf, 0.0, torch.exp(-below))
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(1.0)  # the largest weight is 1; no key: 0
     y = weight @ value
+    past = _infinities(seen, weight[..., : infinite.shape[2]], infinite)
 
     chunks = -(-int(rule.lengths.max()) // CHUNK)
     off = off + _U * below + 2 * _U * (1 + chunks) + UNIT_ROUNDOFF[dtype]
@@ -91,11 +93,20 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     each = [moved[:, :, t, None] @ (value - y[:, :, t, None]).abs() for t in range(y.shape[2])]  # (B, H, 1, D)
     slack = (torch.cat(each, 2) + (weight * torch.exp(off)) @ value_error) / left
     slack = torch.where(slack.isnan(), torch.inf, slack)  # uncertain beyond what exp can hold
-    y = torch.where(touched, torch.nan, y)
+    y = torch.where(touched, torch.nan, y + past)
     chain = CHUNK + 8 + 4 * chunks + 1
     return Expected(
         y.transpose(1, 2), (weight @ value.abs()).transpose(1, 2), chain, dtype, slack=slack.transpose(1, 2)
     )
+
+
+def _infinities(seen: torch.Tensor, weight: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """What values of +-Inf, whose signs are given, add to (B, H, T, D): 0 where none is seen, NaN for weights of 0."""
+    visible = seen.double()
+    taken, left = (visible * (weight > 0)), (visible * (weight == 0))
+    above, below, lost = taken @ (signs > 0).double(), taken @ (signs < 0).double(), left @ signs.abs()
+    found = torch.where(above > 0, torch.inf, 0.0) - torch.where(below > 0, torch.inf, 0.0)
+    return torch.where(lost > 0, torch.nan, found)
 
 
 def stored_as_mxfp4(rows: Bounded) -> Bounded:

@@ -27,6 +27,7 @@ LOOKUP = (
         for dtype in DTYPES
     ),
     Case("embedding_lookup", (70, 1, 32), regime="codes"),
+    Case("embedding_lookup", (9, 11, 45), regime="codes", options=("padding", "unchecked")),
     Case("embedding_lookup", (3, 5, 2880), regime="codes", dtype="fp16", options=("int32",)),
     Case("embedding_lookup", (2048, 1001, 40), regime="codes", options=("int32", "padding")),
 )
@@ -56,6 +57,7 @@ POSITIONS = (
     ),
     Case("add_position_embeddings", (2, 4, 9, 40), regime="codes", options=("int32", "start=tensor")),
     Case("add_position_embeddings", (1, 7, 12, 32), regime="codes", options=("matrix", "start=5")),
+    Case("add_position_embeddings", (4, 3, 9, 40), regime="codes", options=("start=tensor", "unchecked")),
     Case("add_position_embeddings", (2048, 1, 33, 40), regime="codes", options=("matrix", "start=tensor")),
 )
 
@@ -75,6 +77,8 @@ def make_inputs(case: Case) -> Tensors:
     pad = padding(case)
     if pad is not None and ids.numel() > 1:
         ids.view(-1)[-2] = pad
+    if "unchecked" in case.options:
+        ids.view(-1)[1:4] = torch.tensor((-1, V, 2**40))
     return {"ids": ids, "codes": codes, "scales": scales}
 
 
@@ -84,19 +88,28 @@ def padding(case: Case) -> int | None:
 
 
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
-    """Y (T, K) or (B, T, K): the exact rows, rounded once; +0 for the padding id."""
+    """Y (T, K) or (B, T, K): the exact rows, rounded once; +0 for the padding id, NaN for one that does not exist."""
     table = reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"])[:, : case.shape[-1]]
     ids = tensors["ids"].long()
-    y = table[ids].to(torch.float32).to(regimes.DTYPES[case.dtype])  # exact up to float32's end, then one rounding
+    # Exact up to float32's end, then one rounding.
+    y = _rows(table, ids).to(torch.float32).to(regimes.DTYPES[case.dtype])
     y[ids == padding(case)] = 0.0
     return {"y": Expected(y)}
+
+
+def _rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The table's rows by id; NaN where it has none."""
+    found = table[ids.clamp(0, len(table) - 1)]
+    found[(ids < 0) | (ids >= len(table))] = torch.nan
+    return found
 
 
 def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
     """Sequence and token, k, and the code and scale that lie there; the id."""
     ids = tensors["ids"].long()
     names = ("sequence", "token")[-ids.ndim :]
-    found = places.decoded(tensors["y"], mxfp4.unpack(tensors["codes"])[ids], tensors["scales"][ids], *names)
+    row = ids.clamp(0, len(tensors["codes"]) - 1)
+    found = places.decoded(tensors["y"], mxfp4.unpack(tensors["codes"])[row], tensors["scales"][row], *names)
     return {"y": {"id": ids.unsqueeze(-1), **found}}
 
 
@@ -104,9 +117,12 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """The function of the case's name."""
     ids, table = inputs["ids"], mxfp4.Quantized(inputs["codes"], inputs["scales"])
     dtype, K, pad = regimes.DTYPES[case.dtype], case.shape[-1], padding(case)
+    validate = "unchecked" not in case.options
     match case.op:
         case "embedding_lookup":
-            y = functional.embedding_lookup(ids, table, dtype=dtype, K=K, padding_id=pad, device=device)
+            y = functional.embedding_lookup(
+                ids, table, dtype=dtype, K=K, padding_id=pad, validate=validate, device=device
+            )
         case "embedding_lookup_batch":
             y = functional.embedding_lookup_batch(ids, table, dtype=dtype, K=K, padding_id=pad, device=device)
         case _:
@@ -127,6 +143,8 @@ def make_positions(case: Case) -> Tensors:
         inputs["positions"] = torch.from_numpy(rng.standard_normal((P, K))).to(torch.float32).to(dtype)
     if case.option("start") == "tensor":
         inputs["start"] = _integers(case, (B,), P - T + 1, "start")
+    if "unchecked" in case.options:  # the first position, the last, or all do not exist
+        inputs["start"][:3] = torch.tensor((-1, P - T + 1, 2**40))
     return inputs
 
 
@@ -139,7 +157,7 @@ def golden_positions(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
         table = reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"])[:, :K].to(torch.float32)
     else:
         table = tensors["positions"]
-    rows = table.double()[start[:, None] + torch.arange(T)]
+    rows = _rows(table.double(), start[:, None] + torch.arange(T))
     # Two float32 summands: float64 rounds far enough away from float32 that rounding again is rounding once.
     return {"y": Expected((x.double() + rows).to(torch.float32).to(x.dtype))}
 
@@ -156,7 +174,9 @@ def launch_positions(device: Device, case: Case, inputs: Tensors) -> Tensors:
     positions = mxfp4.Quantized(inputs["codes"], inputs["scales"]) if table is None else table
     start = inputs["start"] if "start" in inputs else int(case.option("start") or 0)
     flat = x.flatten(0, 1) if "matrix" in case.options else x
-    return {"y": functional.add_position_embeddings(flat, positions, start, device=device).view(x.shape)}
+    validate = "unchecked" not in case.options
+    y = functional.add_position_embeddings(flat, positions, start, validate=validate, device=device)
+    return {"y": y.view(x.shape)}
 
 
 def fuzz(name: str) -> st.SearchStrategy[Case]:

@@ -49,6 +49,7 @@ def _cases(name: str) -> tuple[Case, ...]:
         *(Case(name, (5, 64, 64), dtype=dtype, options=options) for dtype in DTYPES for options in choices),
         *(Case(name, (2, 64, 32), "nan", dtype, options=choices[-1]) for dtype in DTYPES),
         Case(name, (2048, 32, 32), options=choices[-1]),
+        *(Case(name, (2, 64, 32), "wide", options=options) for options in choices if name == "ffn_forward"),
     )
 
 

@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP)
         if (slot == lane) mine = best;
     }
     // The lanes of no slot have NaN, which goes nowhere.
-    const float logit = logit_of(mine), exponential = exp32(__fsub_rn(logit, shuffle(logit, 0)));
+    const float logit = logit_of(mine), largest = shuffle(logit, 0), exponential = exp32(__fsub_rn(logit, largest));
     float total = 0;
     for (int slot = 0; slot < k; ++slot) total = __fadd_rn(total, shuffle(exponential, slot));
     if (lane < k) {

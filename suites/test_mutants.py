@@ -6,8 +6,8 @@ All of them are run by `mxharness mutants`.
 from __future__ import annotations
 
 from mxharness.device.source import shipped
-from mxharness.mutants import generate, sample
-from mxharness.mutation import run_mutants
+from mxharness.faults.mutants import generate, sample
+from mxharness.faults.mutation import run_mutants
 
 SEED, COUNT = 1, 10
 FILES = ("quantize.cu", "dequant.cu", "ffn.cu", "elementary.cu", "rope.cuh")

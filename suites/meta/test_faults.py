@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 from mxharness import faults, paths
-from mxharness.detectors import DETECTORS
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.faults import FAULTS, alone, matrix, matrix_text, read_matrix, run_fault, select, where
-from mxharness.planted.families import FAMILIES
-from mxharness.planted.fault import FunctionChange, KernelChange
+from mxharness.faults.detectors import DETECTORS
+from mxharness.faults.planted.families import FAMILIES
+from mxharness.faults.planted.fault import FunctionChange, KernelChange
 
 FAULT = next(fault for fault in FAULTS if fault.name == "linear-code-table")
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mxharness import measures, regimes
+from mxharness import regimes
 from mxharness.bounds import LAMBDA, gamma, multiplied, probable
-from mxharness.evidence import FEW, degenerate, empty, is_evidence, loose
 from mxharness.execution import Execution
-from mxharness.judge import digest, gates, judge
+from mxharness.judge import digest, gates, judge, measures
+from mxharness.judge.evidence import FEW, degenerate, empty, is_evidence, loose
 from mxharness.op import Case, Expected
 from mxharness.ops import OPS, find
 from mxharness.pattern import describe

@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from mxharness import detectors, mutation
 from mxharness.device import open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
-from mxharness.mutants import OPERATORS, Mutant, generate, mask, sample
-from mxharness.mutation import Tried, included, launches, reasons, run_mutants, score, try_change, units
+from mxharness.faults import detectors, mutation
+from mxharness.faults.mutants import OPERATORS, Mutant, generate, mask, sample
+from mxharness.faults.mutation import Tried, included, launches, reasons, run_mutants, score, try_change, units
 from mxharness.ops import select
 from mxharness.sandbox import Lost
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mxharness import functional, localise, places, values
+from mxharness import functional, places
 from mxharness.device import open_device
 from mxharness.device.source import shipped
 from mxharness.execution import execute
-from mxharness.judge import judge
+from mxharness.judge import judge, localise, values
 from mxharness.op import Case, Operand
 from mxharness.ops import find
 from mxharness.pattern import along, describe

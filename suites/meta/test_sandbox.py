@@ -9,12 +9,12 @@ import time
 
 import pytest
 from mxharness import elsewhere
-from mxharness.detectors import cheapest_first
 from mxharness.device import cuda, open_device
 from mxharness.device.cuda import CudaDevice
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, UserError
 from mxharness.execution import execute
+from mxharness.faults.detectors import cheapest_first
 from mxharness.judge import digest
 from mxharness.ops import find
 from mxharness.sandbox import Lost, Sandbox, spread

@@ -16,7 +16,7 @@ from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from mxharness.faults import Matrix
-    from mxharness.mutation import MutantResult
+    from mxharness.faults.mutation import MutantResult
 
 ENOUGH = 0.95
 """Share of the mutants that can be seen at all which must be."""
@@ -117,8 +117,8 @@ def _matrix(names: tuple[str, ...], device: str, out: Path | None, workers: int,
 
 
 def _print_matrix(rows: Matrix) -> None:
-    from mxharness.detectors import DETECTORS
     from mxharness.faults import alone
+    from mxharness.faults.detectors import DETECTORS
 
     seen = [name for name in DETECTORS if any(name in found for found in rows.values())]
     common.print_table(
@@ -133,7 +133,7 @@ def _print_matrix(rows: Matrix) -> None:
 
 def _one_change(source: str, old: str, new: str, device: str, op_name: str, *, as_json: bool) -> int:
     from mxharness.device import open_device
-    from mxharness.mutation import try_change
+    from mxharness.faults.mutation import try_change
 
     tried = try_change(source, old, new, open_device(device).name, op_name)
     if tried.verdict == "does not compile":
@@ -168,8 +168,8 @@ def mutants(
     """
     from mxharness.device import open_device
     from mxharness.device.source import shipped
-    from mxharness.mutants import generate, sample
-    from mxharness.mutation import run_mutants, score
+    from mxharness.faults.mutants import generate, sample
+    from mxharness.faults.mutation import run_mutants, score
 
     started = time.monotonic()
     name = open_device(device).name
@@ -192,7 +192,7 @@ def mutants(
 
 
 def _print_mutants(results: list[MutantResult]) -> None:
-    from mxharness.mutation import VERDICTS, score
+    from mxharness.faults.mutation import VERDICTS, score
 
     files = dict.fromkeys(result.mutant.file for result in results)
     groups = {file: [result for result in results if result.mutant.file == file] for file in files}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 _SCALE_BYTE = "    scales[block] = static_cast<std::uint8_t>(s);"
 

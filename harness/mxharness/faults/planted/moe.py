@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 _STAGES = "mxharness.functional.moe"
 _BIAS = "bias[static_cast<long long>(tile.problem) * N + n]"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, factor, gamma, probable
-from mxharness.evidence import inexact, loose
+from mxharness.judge.evidence import inexact, loose
 from mxharness.op import Expected, Gate, Tolerance
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

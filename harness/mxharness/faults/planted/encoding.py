@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange
+from mxharness.faults.planted.fault import Fault, KernelChange
 
 _INVERSE = "static_cast<std::uint32_t>(254 - s) << 23"
 _SCALE = "encode_scale(__uint_as_float(largest), scale_rule)"

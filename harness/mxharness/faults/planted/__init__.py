@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted import (
+from mxharness.faults.planted import (
     attention,
     decoding,
     embedding,
@@ -16,7 +16,7 @@ from mxharness.planted import (
     norm,
     paths,
 )
-from mxharness.planted.fault import Fault
+from mxharness.faults.planted.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *decoding.FAULTS,

@@ -21,14 +21,14 @@ from typing import Any
 from unittest import mock
 
 from mxharness import mxfp4
-from mxharness.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, cost, search, search_all
 from mxharness.device import Device, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
+from mxharness.faults.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, cost, search, search_all
+from mxharness.faults.planted import FAULTS
+from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 from mxharness.op import Case, Op
 from mxharness.ops import find
-from mxharness.planted import FAULTS
-from mxharness.planted.fault import Fault, FunctionChange, KernelChange
 from mxharness.sandbox import Lost, Sandbox, spread
 
 Matrix = dict[str, tuple[str, ...]]

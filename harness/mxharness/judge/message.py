@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from mxharness import pattern, values
-from mxharness.compare import Verdict
+from mxharness import pattern
+from mxharness.judge import values
+from mxharness.judge.compare import Verdict
 from mxharness.op import Case, Gate, Op, Tensors
 from mxharness.pattern import Places
 

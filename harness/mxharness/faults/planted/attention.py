@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange
+from mxharness.faults.planted.fault import Fault, KernelChange
 
 _SOFTMAX = "visible[j][r] ? exp32(__fsub_rn(s[0][j][r], base(top[half]))) : 0.0f"
 _QUERY = "problem.q_stride + (head * G + r % G) * D + column"

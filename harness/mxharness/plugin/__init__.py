@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from mxharness import fixtures, known, options
 from mxharness.commands.running import DIARY, RECORD
 from mxharness.errors import UserError
-from mxharness.options import device_of, parameter
-from mxharness.session import Session
+from mxharness.plugin import fixtures, known, options
+from mxharness.plugin.options import device_of, parameter
+from mxharness.plugin.session import Session
 
 if TYPE_CHECKING:
     from mxharness.manifest import Manifest

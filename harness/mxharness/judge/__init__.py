@@ -13,12 +13,13 @@ from dataclasses import replace
 
 import torch
 
-from mxharness import evidence, facts, localise, measures, regimes
-from mxharness.compare import compare, largest_of
+from mxharness import facts, regimes
 from mxharness.device import Device
 from mxharness.execution import Execution, as_bytes, execute
 from mxharness.facts import DeviceFact
-from mxharness.message import compose
+from mxharness.judge import evidence, localise, measures
+from mxharness.judge.compare import compare, largest_of
+from mxharness.judge.message import compose
 from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors
 
 

@@ -15,7 +15,7 @@ from mxharness.device import Device
 from mxharness.device.host import HostDevice
 from mxharness.errors import Hung, KernelFailure, UserError
 from mxharness.execution import Execution, execute
-from mxharness.invariance import Run, differs_alone, differs_between_runs
+from mxharness.faults.invariance import Run, differs_alone, differs_between_runs
 from mxharness.judge import digest, gates, judge
 from mxharness.op import GATES, Case, Gate, Op, Tensors
 

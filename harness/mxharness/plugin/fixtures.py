@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxharness.options import device_of, failures_of, is_check
+from mxharness.plugin.options import device_of, failures_of, is_check
 
 if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.faults import FaultResult
+    from mxharness.faults.planted.fault import Fault
     from mxharness.op import Case, Gate, Op, Outcome, Tensors
-    from mxharness.planted.fault import Fault
 
     Check = Callable[[Op, Case, Gate], Outcome]
 

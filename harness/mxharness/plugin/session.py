@@ -14,8 +14,8 @@ import pytest
 from mxharness import fuzz
 from mxharness.bounds import LAMBDA, multiplied
 from mxharness.coverage import Coverage, idle, is_check, lawful, reasons
-from mxharness.known import Known
 from mxharness.manifest import parameters
+from mxharness.plugin.known import Known
 
 if TYPE_CHECKING:
     from mxharness.device import Device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 _OPERANDS = "return make_uint2(operand<T>(codes4 & 0xff, scale), operand<T>(codes4 >> 8, scale));"
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mxharness.compare import INTEGERS
+from mxharness.judge.compare import INTEGERS
 
 
 def ulps(output: torch.Tensor, want: torch.Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange
+from mxharness.faults.planted.fault import Fault, KernelChange
 
 FAULTS: tuple[Fault, ...] = (
     Fault(

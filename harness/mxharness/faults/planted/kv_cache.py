@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, FunctionChange, KernelChange
+from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 FAULTS = (
     Fault(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mxharness.planted.fault import Fault, KernelChange, LayoutChange
+from mxharness.faults.planted.fault import Fault, KernelChange, LayoutChange
 
 
 def _scale_bias(offset: int) -> Fault:

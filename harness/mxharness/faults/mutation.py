@@ -20,13 +20,13 @@ from typing import Any, Literal
 
 import torch
 
-from mxharness.detectors import Search, cheapest_first, search
 from mxharness.device import Device, cuda, host, open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
+from mxharness.faults.detectors import Search, cheapest_first, search
+from mxharness.faults.mutants import Mutant
 from mxharness.judge import digest
-from mxharness.mutants import Mutant
 from mxharness.op import Case, Op
 from mxharness.ops import OPS, find
 from mxharness.sandbox import Lost, Sandbox, spread

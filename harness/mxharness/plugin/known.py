@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mxharness import ledger, options
-from mxharness.options import device_of, is_check, parameter
+from mxharness import ledger
+from mxharness.plugin import options
+from mxharness.plugin.options import device_of, is_check, parameter
 
 _KNOWN = pytest.StashKey["Known"]()
 _EXCUSE, _UNUSED = "known failure", "unused known failures"

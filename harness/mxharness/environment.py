@@ -67,11 +67,13 @@ def source_hashes(folder: Path) -> dict[str, str]:
 def commit(folder: Path | None) -> str:
     """The git commit of `folder`, with "+dirty" where tracked files differ from it.
 
-    Outside a repository what MXHARNESS_COMMIT says, for a copy of a checkout on another machine; else absent.
+    What MXHARNESS_COMMIT says goes before, for a copy of a checkout on another machine; absent where nothing is known.
     """
+    if said := os.environ.get("MXHARNESS_COMMIT"):
+        return said
     head = _output("git", "-C", str(folder), "rev-parse", "HEAD") if folder else ""
     if not head:
-        return os.environ.get("MXHARNESS_COMMIT", ABSENT)
+        return ABSENT
     changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return head + ("+dirty" if changed else "")
 

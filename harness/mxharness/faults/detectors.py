@@ -106,7 +106,7 @@ def _some(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op,
 
 
 def _chosen(name: str, cases: Sequence[tuple[Op, Case]], again: int | None) -> list[tuple[Op, Case]]:
-    """The cases that a detector is tried on which executes them once more; the checked ones have no thousands of rows."""
+    """The cases of a detector that executes them once more; the checked ones do not have thousands of rows."""
     if name not in CHECKED:
         return _some(cases, again)
     return _some([(op, case) for op, case in cases if case.shape[0] <= CHECKED_ROWS], CHECKED_CASES)

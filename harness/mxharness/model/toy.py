@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 
+from mxharness import mxfp4
+from mxharness.functional.rope import Yarn
+from mxharness.model import checkpoint as checkpoints
 from mxharness.model import llama
+from mxharness.model.checkpoint import Checkpoint, Stored
+from mxharness.model.config import ModelConfig
+from mxharness.model.config import weights as weights_of
 from mxharness.model.gguf import ModelFile, Vocabulary
+from mxharness.mxfp4 import Quantized
 
 CONFIG = llama.LlamaConfig(
     layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=16, vocabulary=259,
@@ -45,3 +56,60 @@ def random_weights(config: llama.LlamaConfig = CONFIG, seed: int = 0) -> dict[st
 def model() -> ModelFile:
     """Two layers, a byte vocabulary, a tied head."""
     return ModelFile("toy", "1" * 64, CONFIG, random_weights(), byte_vocabulary())
+
+
+LLAMA = ModelConfig(
+    "llama", layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=32, vocabulary=259, context=128,
+    norm_epsilon=1e-5, rope_base=1e4,
+)  # fmt: skip
+GPT_OSS = ModelConfig(
+    "gpt-oss", layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=32, vocabulary=259, context=128,
+    norm_epsilon=1e-5, rope_base=15e4, yarn=Yarn(factor=4.0, original_context=32), tied=False, windows=(8, None),
+    experts=4, chosen=2, swiglu_alpha=1.702, swiglu_limit=7.0,
+)  # fmt: skip
+EXPERTS = ("gate_up", "down")
+"""Weights of gpt-oss that are stored in MXFP4."""
+CONFIGS = {config.architecture: config for config in (LLAMA, GPT_OSS)}
+
+
+def checkpoint(config: ModelConfig = LLAMA, seed: int = 0) -> Checkpoint:
+    """Random weights for any sizes, at a scale that gives logits of a few units; experts are stored in MXFP4.
+
+    Weights outside MXFP4 are bfloat16 values, as in released models.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor | Quantized] = {}
+    for weight in weights_of(config):
+        noise = torch.randn(weight.shape, generator=generator)
+        what = weight.name.rsplit(".", 1)[-1]
+        if what.endswith("norm"):
+            value = 1 + 0.1 * noise
+        elif what.endswith("bias") or what == "sinks":
+            value = 0.5 * noise
+        else:
+            value = 2 * weight.shape[-1] ** -0.5 * noise
+        value = value.bfloat16().float()
+        tensors[weight.name] = mxfp4.quantize(value) if config.experts and what in EXPERTS else value
+    stored = {
+        weight.name: Stored(weight.shape, "MXFP4" if isinstance(tensor, Quantized) else "F32", partial(_same, tensor))
+        for weight, tensor in zip(weights_of(config), tensors.values(), strict=True)
+    }
+    return Checkpoint(f"toy {config.architecture}", sha256(tensors), config, stored, _vocabulary())
+
+
+def sha256(tensors: Mapping[str, torch.Tensor | Quantized]) -> str:
+    """Of all weights in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        for part in tensor if isinstance(tensor, Quantized) else (tensor,):
+            digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _same(tensor: torch.Tensor | Quantized) -> torch.Tensor | Quantized:
+    return tensor
+
+
+def _vocabulary() -> checkpoints.Vocabulary:
+    words = byte_vocabulary()
+    return checkpoints.Vocabulary(words.tokens, words.merges, words.pre_tokenizer)

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mxharness.errors import UserError
+from mxharness.model.config import weights
+
 if TYPE_CHECKING:
     import torch
 
+    from mxharness.model.checkpoint import Checkpoint
     from mxharness.model.config import ModelConfig
 
 
@@ -37,3 +41,24 @@ class Runner:
     Raises UserError for sequences longer than the context and ids outside the vocabulary."""
     logits: Callable[[torch.Tensor], torch.Tensor]
     """States (R, hidden) -> (R, vocabulary) float32."""
+
+
+def check_ids(config: ModelConfig, ids: torch.Tensor) -> None:
+    """UserError for a sequence longer than the context and for ids outside the vocabulary; ids (B, T) on the CPU."""
+    if ids.shape[1] > config.context:
+        raise UserError(f"a window of {ids.shape[1]} tokens does not fit the model's context of {config.context}")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocabulary:
+        raise UserError(
+            f"token ids from {int(ids.min())} to {int(ids.max())}; the model has 0 to {config.vocabulary - 1}"
+        )
+
+
+def weights_words(checkpoint: Checkpoint, rules: str | None = None) -> str:
+    """What `Runner.weights` says: rules are what weights not stored in MXFP4 are rounded by, None where they are not.
+
+    "float32", "mxfp4 (floor, even)", "mxfp4 (as stored)", or where only some are stored in MXFP4,
+    "mxfp4 (as stored), float32" and "mxfp4 (as stored), mxfp4 (floor, even)".
+    """
+    stored = {checkpoint.tensors[w.name].format == "MXFP4" for w in weights(checkpoint.config) if w.packed}
+    words = {True: "mxfp4 (as stored)", False: "float32" if rules is None else f"mxfp4 ({rules})"}
+    return ", ".join(words[kind] for kind in sorted(stored, reverse=True))

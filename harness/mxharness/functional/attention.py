@@ -130,6 +130,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     sinks: torch.Tensor | None = None,
+    validate: bool = True,
     device: Device | None = None,
 ) -> torch.Tensor:
     """Y (B, T, H, D) = softmax(scale q K^T) V over the cache's keys, H = G Hkv; head h reads KV head h / G.
@@ -141,7 +142,8 @@ def attention(
     position: not on T, the batch or pages.
 
     Raises UserError for shapes, dtypes or layouts that do not belong together, lengths below T (causal) or past the
-    cache, pages that do not exist, a window below 1 or without causal.
+    cache, pages that do not exist, a window below 1 or without causal. Looking at lengths and pages waits for a GPU;
+    validate=False leaves it out (graph capture), and then the caller answers for them: the kernel reads where they say.
     """
     device = device_of(q, device, "q")
     check_layout(device, cache)
@@ -156,10 +158,11 @@ def attention(
     scale = check_scale(scale, D)
     if window is not None and not causal:
         raise UserError(f"a window must be at least 1 and causal, not {window} with causal={causal}")
-    check_starts(device, lengths, B, "lengths")
-    if causal and int(lengths.min()) < T:
+    check_starts(device, lengths, B, "lengths", validate=validate)
+    if validate and causal and int(lengths.min()) < T:
         raise UserError(f"{T} causal queries need lengths of at least {T}, the smallest is {int(lengths.min())}")
-    check_cache(device, cache, lengths)
+    if validate:
+        check_cache(device, cache, lengths)
     check_vector(device, sinks, (H,), torch.float32, "sinks")
     y = device.empty((B, T, H, D), q.dtype)
     rows = T * (H // cache.kv_heads)
@@ -184,6 +187,7 @@ def multi_head_attention(
     scale: float | None = None,
     window: int | None = None,
     sinks: torch.Tensor | None = None,
+    validate: bool = True,
     device: Device | None = None,
 ) -> torch.Tensor:
     """Y (B, T, N): project x (B, T, K), rotate, append to the cache, attend causally, project; H = Hkv.
@@ -191,14 +195,15 @@ def multi_head_attention(
     Token t of sequence b has position positions[b] + t; the cache must hold the positions before. qkv: one fused
     weight ((H + 2 Hkv) D, K) with bias ((H + 2 Hkv) D) or None, or three weights with three biases or None. output:
     (N, H D). Keys and values are written into the cache in place. Queries, keys, values and the heads' outputs are
-    rounded to x's dtype. Raises UserError as `attention` and `kv_cache_append`, before the cache is written.
+    rounded to x's dtype. Raises UserError as `attention` and `kv_cache_append`, before the cache is written; validate
+    as there.
     """
     if (heads := _heads(qkv, cache)) != cache.kv_heads:
         wanted = "multi_head_attention takes as many heads of queries as of keys"
         raise UserError(f"{wanted}, not {heads} and {cache.kv_heads}; grouped_query_attention takes more")
     return grouped_query_attention(
         x, qkv, output, cache, positions, bias=bias, output_bias=output_bias, rope=rope, scale=scale, window=window,
-        sinks=sinks, device=device,
+        sinks=sinks, validate=validate, device=device,
     )  # fmt: skip
 
 
@@ -215,12 +220,13 @@ def grouped_query_attention(
     scale: float | None = None,
     window: int | None = None,
     sinks: torch.Tensor | None = None,
+    validate: bool = True,
     device: Device | None = None,
 ) -> torch.Tensor:
     """`multi_head_attention` with H = G Hkv heads of queries: head h attends to KV head h / G."""
     return stages(
         x, qkv, output, cache, positions, bias=bias, output_bias=output_bias, rope=rope, scale=scale, window=window,
-        sinks=sinks, device=device,
+        sinks=sinks, validate=validate, device=device,
     )["y"]  # fmt: skip
 
 
@@ -263,6 +269,7 @@ def stages(
     scale: float | None,
     window: int | None,
     sinks: torch.Tensor | None,
+    validate: bool = True,
     device: Device | None,
 ) -> dict[str, torch.Tensor]:
     """Every intermediate of grouped_query_attention: q, k, v, rotated, heads, y; the cache is written in place."""
@@ -273,11 +280,12 @@ def stages(
         raise UserError(f"x must be {cache.dtype} ({cache.batch}, T, K) for this cache, not {x.dtype} {tuple(x.shape)}")
     B, T, K = x.shape
     # What later stages would refuse, before anything is launched.
-    check_starts(device, positions, B, "positions")
+    check_starts(device, positions, B, "positions", validate=validate)
     lengths = positions + T
-    check_cache(device, cache, lengths)
+    if validate:
+        check_cache(device, cache, lengths)
     if rope is not None:
-        check_rope(device, rope, D, int(lengths.max()))
+        check_rope(device, rope, D, int(lengths.max()) if validate else 0)
     check_vector(device, sinks, (heads,), torch.float32, "sinks")
     window, scale = check_window(window), check_scale(scale, D)
     N, columns = check_weight(device, output, name="output")
@@ -294,8 +302,8 @@ def stages(
             raise UserError("a fused weight takes one bias, not three")
         projected = fused_qkv_projection(flat, qkv, heads, cache.kv_heads, D, bias=bias, device=device)
     q, k, v = (y.reshape(B, T, -1, D) for y in projected)
-    kv_cache_append(cache, k, v, positions, rope=rope, device=device)
-    rotated = q if rope is None else apply_rope(q, rope, positions, device=device)
-    core = attention(rotated, cache, lengths, scale=scale, window=window, sinks=sinks, device=device)
+    kv_cache_append(cache, k, v, positions, rope=rope, validate=validate, device=device)
+    rotated = q if rope is None else apply_rope(q, rope, positions, validate=validate, device=device)
+    core = attention(rotated, cache, lengths, scale=scale, window=window, sinks=sinks, validate=validate, device=device)
     y = attention_output_projection(core, output, bias=output_bias, device=device)
     return {"q": q, "k": k, "v": v, "rotated": rotated, "heads": core, "y": y}

@@ -128,6 +128,7 @@ def kv_cache_append(
     positions: torch.Tensor,
     *,
     rope: Rope | None = None,
+    validate: bool = True,
     device: Device | None = None,
 ) -> None:
     """Store k and v (B, T, Hkv, D): token t of sequence b at position positions[b] + t; keys rotated first if `rope`.
@@ -136,7 +137,9 @@ def kv_cache_append(
     that holds NaN or Inf is stored as NaN. positions (B) int32. k and v may be views of a fused projection.
 
     Raises UserError, and writes nothing, for other shapes or dtypes than the cache's, positions or pages outside it,
-    and for two sequences that would write the same page.
+    and for two sequences that would write the same page. Looking at positions and pages waits for a GPU;
+    validate=False leaves it out (graph capture), and then the caller answers for them: the kernel writes where they
+    say.
     """
     device = device_of(k, device, "k")
     check_layout(device, cache)
@@ -146,12 +149,11 @@ def kv_cache_append(
         if tuple(x.shape) != want or x.dtype != cache.dtype:
             raise UserError(f"{name} must be {cache.dtype} {want} for this cache, not {x.dtype} {tuple(x.shape)}")
     B, T, H, D = want
-    check_starts(device, positions, B, "positions")
-    ends = positions + T
-    check_cache(device, cache, ends)
-    order = check_rope(device, rope, D, int(ends.max())) if rope is not None else 0
-    if cache.table is not None:
+    check_starts(device, positions, B, "positions", validate=validate)
+    if validate:
+        check_cache(device, cache, positions + T)
         _check_written(cache, positions, T)
+    order = check_rope(device, rope, D, int(positions.max()) + T if validate else 0) if rope is not None else 0
     threads = B * T * H * -(-D // BLOCK)
     device.launch(
         "kv_cache.cu", f"kv_append_{cache.kernel}", (-(-threads // 128), 2), (128,),

@@ -98,18 +98,21 @@ def _kept_share(head_dim: int, base: float, scaling: Yarn) -> np.ndarray[tuple[i
     return 1 - np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / (high - low), 0, 1)
 
 
-def apply_rope(x: torch.Tensor, rope: Rope, positions: torch.Tensor, *, device: Device | None = None) -> torch.Tensor:
+def apply_rope(
+    x: torch.Tensor, rope: Rope, positions: torch.Tensor, *, validate: bool = True, device: Device | None = None
+) -> torch.Tensor:
     """Y (B, T, H, D), contiguous: token t of sequence b turned by the angles of position positions[b] + t.
 
     x is (B, T, H, D) bf16 or fp16; its heads and elements must be contiguous, tokens may be apart (a view of a fused
     projection). positions (B) int32. Computed in float32, rounded once to x's dtype. Raises UserError for another
-    shape, dtype or head_dim, a table that does not fit, and positions outside it.
+    shape, dtype or head_dim, a table that does not fit, and positions outside it. Looking at positions waits for a GPU;
+    validate=False leaves it out (graph capture), and then the caller answers for them: the kernel reads where they say.
     """
     device = device_of(x, device, "x")
     stride = check_heads(device, x, "x")
     B, T, H, D = x.shape
-    check_starts(device, positions, B, "positions")
-    order = check_rope(device, rope, D, int(positions.max()) + T)
+    check_starts(device, positions, B, "positions", validate=validate)
+    order = check_rope(device, rope, D, int(positions.max()) + T if validate else 0)
     y = device.empty((B, T, H, D), x.dtype)
     threads = B * T * H * -(-D // 32)
     device.launch(
@@ -138,12 +141,17 @@ def check_heads(device: Device, x: torch.Tensor, name: str) -> int:
     return stride
 
 
-def check_starts(device: Device, positions: torch.Tensor, B: int, name: str) -> None:
-    """UserError unless positions is (B) int32, none below 0 or so large that an end would not be int32."""
+def check_starts(device: Device, positions: torch.Tensor, B: int, name: str, *, validate: bool = True) -> None:
+    """UserError unless positions is (B) int32, none below 0 or so large that an end would not be int32.
+
+    Without `validate` their values are not looked at.
+    """
     check_tensor(positions, name)
     if positions.dtype != torch.int32 or tuple(positions.shape) != (B,):
         raise UserError(f"{name} must be int32 of shape ({B},), not {positions.dtype} {tuple(positions.shape)}")
     check_tensors(device, **{name: positions})
+    if not validate:
+        return
     if int(positions.min()) < 0:
         raise UserError(f"{name} must not be negative, the smallest is {int(positions.min())}")
     if int(positions.max()) >= _MOST_POSITIONS:

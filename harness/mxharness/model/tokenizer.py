@@ -14,7 +14,7 @@ import numpy as np
 from mxharness.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
-    from mxharness.model.gguf import Vocabulary
+    from mxharness.model.checkpoint import Vocabulary
 
 # tokenizer.ggml.pre: is every digit (any character of Unicode category N) cut off on its own before GPT-2's rule?
 _SINGLE_DIGITS = {"gpt-2": False, "smollm": True}

@@ -17,7 +17,7 @@ from mxharness.execution import execute
 from mxharness.judge import judge
 from mxharness.op import Case
 from mxharness.ops import attention as attention_ops
-from mxharness.ops import find
+from mxharness.ops import attention_reference, find
 from mxharness.ops.attention_reference import core
 from mxharness.ops.kv_cache import HEAD_DIMS
 from mxharness.ops.kv_cache_reference import rotate
@@ -60,8 +60,8 @@ def within_bounds(op, case, gate, device, values):
 def torchs(case, inputs):
     """scaled_dot_product_attention in float64; a sink is one more key of score `sink` and value zero."""
     q = inputs["q"].double().transpose(1, 2)
-    k, v = (x.nan_to_num() for x in attention_ops.decoded_cache(case, inputs))
-    rule = attention_ops.rule(case, inputs, inputs["lengths"])
+    k, v = (x.nan_to_num() for x in attention_reference.decoded_cache(case, inputs))
+    rule = attention_reference.rule(case, inputs, inputs["lengths"])
     seen = rule.visible(q.shape[2], k.shape[2]).expand(-1, q.shape[1], -1, -1)
     mask = torch.where(seen, 0.0, -torch.inf).double()
     if rule.sinks is not None:
@@ -89,7 +89,7 @@ def test_torchs_own_causal_mask_is_ours():
     inputs = {**op.make_inputs(case), "lengths": torch.tensor([65, 65], dtype=torch.int32)}
     q, k, v = (inputs[name].double().nan_to_num() for name in "qkv")
     y = torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=True)
-    rule = attention_ops.rule(case, inputs, inputs["lengths"])
+    rule = attention_reference.rule(case, inputs, inputs["lengths"])
     ours = core(exact(q), exact(k), exact(v), replace(rule, scale=32**-0.5), torch.bfloat16)
     assert near(ours.value, y.transpose(1, 2))
 
@@ -141,7 +141,7 @@ def transformerss(case, inputs):
         turn = turn.unsqueeze(0)
         if "sinks" not in inputs:  # Llama's has every angle twice
             turn = torch.cat((turn, turn), 2)
-        rule = attention_ops.rule(case, inputs, torch.tensor([start + T]))
+        rule = attention_reference.rule(case, inputs, torch.tensor([start + T]))
         mask = torch.where(rule.visible(T, start + T), 0.0, -torch.inf).double()
         y, _ = module(inputs["x"][b : b + 1].double(), (turn[..., 0], turn[..., 1]), mask, past_key_values=past)
         found.append(y)

@@ -20,6 +20,8 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from mxharness.float32 import odd, sum_of_two
+
 Floats = npt.NDArray[np.float64]
 
 STEP = 16
@@ -121,27 +123,12 @@ def _flushed(x: Floats, smallest: int) -> Floats:
     return np.where(np.abs(x) < 2.0**smallest, 0.0, x)
 
 
-def _odd(nearest: Floats, rest: Floats) -> Floats:
-    """Of an exact sum nearest + rest the float64 that any rounding to float32 takes for the sum itself.
-
-    Rounding to odd: where bits are lost the last one kept is 1 (Boldo and Melquiond, IEEE TC 57(4), 2008).
-    """
-    lost = (rest != 0) & (nearest.view(np.int64) % 2 == 0) & np.isfinite(nearest)
-    return np.where(lost, np.nextafter(nearest, np.where(rest > 0, np.inf, -np.inf)), nearest)
-
-
-def _sum_of_two(x: Floats, y: Floats) -> Floats:
-    total = x + y
-    part = total - x
-    return _odd(total, (x - (total - part)) + (y - part))
-
-
 def _sum_of_all(terms: Floats) -> Floats:
     """Over the last axis."""
     rows = terms.reshape(-1, terms.shape[-1]).tolist()
     nearest = [math.fsum(row) for row in rows]
     rest = [math.fsum((*row, -total)) for row, total in zip(rows, nearest, strict=True)]
-    return _odd(np.array(nearest), np.array(rest)).reshape(terms.shape[:-1])
+    return odd(np.array(nearest), np.array(rest)).reshape(terms.shape[:-1])
 
 
 def mma(c: Floats, a: Floats, b: Floats, dtype: str, unit: Unit | None = None) -> Floats:
@@ -158,8 +145,12 @@ def mma(c: Floats, a: Floats, b: Floats, dtype: str, unit: Unit | None = None) -
         a, b, c = _flushed(a, smallest), _flushed(b, smallest), _flushed(c, -126)
     exponent_a, exponent_b = _exponent(a, smallest), _exponent(b, smallest)
     d = c
+    holds = unit.fraction_bits is None or unit.fraction_bits >= 23  # a step of zeros leaves an accumulator as it is
     for k in range(0, a.shape[-1], unit.step):
         here = slice(k, k + unit.step)
+        if holds and not a[..., here].any() and np.isfinite(b[..., here]).all():
+            d = d + 0.0
+            continue
         with np.errstate(invalid="ignore", over="ignore"):
             products = a[..., :, None, here] * b[..., None, :, here]
             exponents = exponent_a[..., :, None, here] + exponent_b[..., None, :, here]
@@ -188,7 +179,7 @@ def _step(products: Floats, exponents: npt.NDArray[np.int64], d: Floats, unit: U
             total = total + align(np.ldexp(d, shift))
         total = np.ldexp(total, -shift)
     rounded = to_float32(total) + 0.0
-    return rounded if joins else to_float32(_sum_of_two(rounded, d)) + 0.0
+    return rounded if joins else to_float32(sum_of_two(rounded, d)) + 0.0
 
 
 def gemm(x: Floats, codes: Floats, scales: Floats, dtype: str) -> Floats:

@@ -1,8 +1,9 @@
 """Attention: projections with MXFP4 weights, softmax(scale q K^T) V over a KV cache, and the whole block.
 
-The projections are contractions (ops/gemm.py), rotation and cache are judged as in ops/kv_cache.py, the core by the
-bound that ops/attention_reference.py derives, against the kernel's own rotated queries and cache. Whatever lies in a
-cache past a sequence's length is NaN in these cases, so that a key too many shows.
+The projections are contractions (ops/gemm.py), rotation and cache are judged as in ops/kv_cache.py, the core, against
+the kernel's own rotated queries and cache, by the bound that ops/attention_reference.py derives and in the bits that
+ops/attention_bits.py predicts. Whatever lies in a cache past a sequence's length is NaN in these cases, so that a key
+too many shows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mxharness.device import Device
 from mxharness.functional.attention import stages
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
 from mxharness.ops import kv_cache
+from mxharness.ops.attention_bits import core_bits
 from mxharness.ops.attention_cases import (
     BLOCKS,
     CORE,
@@ -31,42 +33,9 @@ from mxharness.ops.attention_cases import (
     operands,
     where,
 )
-from mxharness.ops.attention_reference import Rule, core, stored_as_mxfp4
+from mxharness.ops.attention_reference import core, core_arguments, heads_of, rule, stored_as_mxfp4
 from mxharness.ops.gemm import linear, linear_bits
-from mxharness.ops.kv_cache_reference import appended, gathered, placed, rotate, rotated, rotated_bits
-
-
-def heads_of(x: torch.Tensor, D: int) -> torch.Tensor:
-    """(.., H D) as (.., H, D)."""
-    return x.reshape(*x.shape[:-1], -1, D)
-
-
-def decoded_cache(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and v (B, Hkv, positions, D) float64 as the core reads them: its inputs, or the block's cache."""
-    D = case.shape[4] if case.op == "attention" else case.shape[5]
-    found: list[torch.Tensor] = []
-    for name in "kv":
-        if case.op != "attention":
-            rows, scales = tensors[f"{name}_cache"], tensors.get(f"{name}_cache_scales")
-        elif "table" in tensors:
-            rows = gathered(tensors[f"{name}_pages"], tensors["table"][:, :-1])
-            scales = tensors.get(f"{name}_scales_pages")
-            scales = scales if scales is None else gathered(scales, tensors["table"][:, :-1])
-        else:
-            rows, scales = tensors[name], tensors.get(f"{name}_scales")
-        if scales is not None:
-            values = reference.decode(mxfp4.unpack(rows), scales)[..., :D]
-            rows = values.to(torch.float32).to(regimes.DTYPES[case.dtype])
-        found.append(rows.double())
-    return found[0], found[1]
-
-
-def rule(case: Case, tensors: Tensors, lengths: torch.Tensor) -> Rule:
-    """What the case's queries see; the scale as float32 holds it."""
-    D = case.shape[4] if case.op == "attention" else case.shape[5]
-    window = case.option("window")
-    scale = float(torch.tensor(float(case.option("scale") or D**-0.5), dtype=torch.float32))
-    return Rule(lengths, scale, "full" not in case.options, int(window) if window else None, tensors.get("sinks"))
+from mxharness.ops.kv_cache_reference import appended, placed, rotate, rotated, rotated_bits
 
 
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
@@ -77,23 +46,18 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
         return projected
     if case.op == "attention_output_projection":
         return {"y": linear(x.flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"), dtype)}
-    k, v = decoded_cache(case, tensors)
+    queries, k, v, seen = core_arguments(case, tensors)
+    y = core(exact(queries), exact(k), exact(v), seen, dtype)
     if case.op == "attention":
-        return {"y": core(exact(x), exact(k), exact(v), rule(case, tensors, tensors["lengths"]), dtype)}
-    D = case.shape[5]
-    q, new_k, new_v = (heads_of(tensors[name], D) for name in PROJECTIONS)
-    queries = tensors.get("rotated", q)
+        return {"y": y}
+    q, new_k, new_v = (heads_of(tensors[name], case.shape[5]) for name in PROJECTIONS)
     found = {
         **projected,
         **appended(case, tensors, new_k, new_v, _past(case, tensors)),
-        "heads": core(exact(queries), exact(k), exact(v), rule(case, tensors, _lengths(case, tensors)), dtype),
+        "heads": y,
         "y": linear(tensors["heads"].flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"), dtype),
     }
     return {**found, "rotated": rotated(case, q, tensors)} if "rotated" in tensors else found
-
-
-def _lengths(case: Case, tensors: Tensors) -> torch.Tensor:
-    return tensors["positions"] + case.shape[1]
 
 
 def _past(case: Case, tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -128,8 +92,11 @@ def projections(case: Case, tensors: Tensors) -> dict[str, tuple[torch.Tensor, t
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:
-    """Projections and the output in bits; a block's rotation as well."""
-    x, dtype = tensors["x"], regimes.DTYPES[case.dtype]
+    """The core, projections and the output in bits; a block's rotation as well."""
+    dtype = regimes.DTYPES[case.dtype]
+    if case.op == "attention":
+        return {"y": core_bits(*core_arguments(case, tensors), dtype)}
+    x = tensors["x"]
 
     def bits(rows: torch.Tensor, *weight: torch.Tensor | None) -> torch.Tensor:
         codes, scales, bias = weight
@@ -143,6 +110,8 @@ def predict(case: Case, tensors: Tensors) -> Tensors:
     if case.op.endswith("qkv_projection"):
         return found
     found["y"] = bits(tensors.get("heads", x).flatten(2), tensors["codes"], tensors["scales"], tensors.get("bias"))
+    if case.op != "attention_output_projection":
+        found["heads"] = core_bits(*core_arguments(case, tensors), dtype)
     if "rotated" in tensors:
         found["rotated"] = rotated_bits(case, heads_of(tensors["q"], case.shape[5]), tensors)
     return found
@@ -167,7 +136,7 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
         held[name] = Bounded(placed(rows[name].value, inputs["positions"], before), error)
         if case.option("cache") == "mxfp4":
             held[name] = stored_as_mxfp4(held[name])
-    seen = rule(case, inputs, _lengths(case, inputs))
+    seen = rule(case, inputs, inputs["positions"] + case.shape[1])
     heads = rounded(as_bounded(core(rows["q"], held["k"], held["v"], seen, dtype)), dtype)
     weights = reference.decode(mxfp4.unpack(inputs["codes"]), inputs["scales"])
     flat = Bounded(heads.value.flatten(2), heads.error.flatten(2))
@@ -272,7 +241,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str, rows: tuple[str, ...]) ->
         launch=launch,
         tolerance=TOLERANCE,
         fuzz=partial(fuzz, name),
-        predict=None if name == "attention" else predict,
+        predict=predict,
         composed=composed if axes == _BLOCK_AXES else None,
         places=where,
         operands=None if name == "attention" else operands,

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
+from mxharness import mxfp4, regimes
 from mxharness.bounds import SMALLEST, UNIT_ROUNDOFF, Bounded, gamma
-from mxharness.golden import VALUES
-from mxharness.op import Expected
+from mxharness.golden import VALUES, decode
+from mxharness.op import Case, Expected, Tensors
+from mxharness.ops.kv_cache_reference import gathered
 
 CHUNK = 64
 _U = 2.0**-24
@@ -51,6 +53,47 @@ class Rule:
         if self.window is not None:
             seen = seen & (key > query - self.window)
         return seen.unsqueeze(1)
+
+
+def heads_of(x: torch.Tensor, D: int) -> torch.Tensor:
+    """(.., H D) as (.., H, D)."""
+    return x.reshape(*x.shape[:-1], -1, D)
+
+
+def decoded_cache(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and v (B, Hkv, positions, D) float64 as the core reads them: its inputs, or the block's cache."""
+    D = case.shape[4] if case.op == "attention" else case.shape[5]
+    found: list[torch.Tensor] = []
+    for name in "kv":
+        if case.op != "attention":
+            rows, scales = tensors[f"{name}_cache"], tensors.get(f"{name}_cache_scales")
+        elif "table" in tensors:
+            rows = gathered(tensors[f"{name}_pages"], tensors["table"][:, :-1])
+            scales = tensors.get(f"{name}_scales_pages")
+            scales = scales if scales is None else gathered(scales, tensors["table"][:, :-1])
+        else:
+            rows, scales = tensors[name], tensors.get(f"{name}_scales")
+        if scales is not None:
+            values = decode(mxfp4.unpack(rows), scales)[..., :D]
+            rows = values.to(torch.float32).to(regimes.DTYPES[case.dtype])
+        found.append(rows.double())
+    return found[0], found[1]
+
+
+def rule(case: Case, tensors: Tensors, lengths: torch.Tensor) -> Rule:
+    """What the case's queries see; the scale as float32 holds it."""
+    D = case.shape[4] if case.op == "attention" else case.shape[5]
+    window = case.option("window")
+    scale = float(torch.tensor(float(case.option("scale") or D**-0.5), dtype=torch.float32))
+    return Rule(lengths, scale, "full" not in case.options, int(window) if window else None, tensors.get("sinks"))
+
+
+def core_arguments(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rule]:
+    """Queries (B, T, H, D), k and v (B, Hkv, positions, D), and what is seen, as the core reads them."""
+    if case.op == "attention":
+        return tensors["q"], *decoded_cache(case, tensors), rule(case, tensors, tensors["lengths"])
+    queries = tensors.get("rotated", heads_of(tensors["q"], case.shape[5]))
+    return queries, *decoded_cache(case, tensors), rule(case, tensors, tensors["positions"] + case.shape[1])
 
 
 def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> Expected:

@@ -1,7 +1,8 @@
 """The elementary functions that kernels share: y = f(x) in float32, each within its measured error.
 
 Not a consumer of weights but what every non-linear one stands on (kernels/math.cuh). ULP holds the largest error over
-all 2^32 inputs, in units in the last place of the exact value; the bound is that and nothing more.
+all 2^32 inputs, in units in the last place of the exact value; the bound is that and nothing more. Every operation is
+rounded once, so that the bits are predicted too (ops/elementary_bits.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from mxharness import regimes
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
+from mxharness.ops import elementary_bits
 
 FUNCTIONS = {
     "exp": torch.exp,
@@ -86,6 +88,11 @@ def within(value: torch.Tensor, ulps: float) -> Expected:
     return Expected(value, rest.nan_to_num(0.0, neginf=0.0).clamp_min(0.0) * 2.0**24, 1, torch.float32)
 
 
+def predict(case: Case, inputs: Tensors) -> Tensors:
+    """As golden, in bits."""
+    return {"y": torch.from_numpy(elementary_bits.compute(case.option("fn") or "", inputs["x"].numpy()))}
+
+
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     """One thread an element."""
     x = inputs["x"]
@@ -122,6 +129,7 @@ OP = Op(
         ceiling=1e-4,  # subnormal results have fewer digits
     ),
     fuzz=fuzz,
+    predict=predict,
     row_axis="M",
     row_inputs=("x",),
 )

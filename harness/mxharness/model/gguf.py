@@ -233,6 +233,7 @@ def _alternating(gate: Entry, up: Entry | None = None) -> torch.Tensor | Quantiz
     first, second = _whole(gate), _whole(up)
     if isinstance(first, Quantized) and isinstance(second, Quantized):
         return Quantized(*(torch.stack(pair, 2).flatten(1, 2) for pair in zip(first, second, strict=True)))
+    assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)  # noqa: S101, PT018  of one format
     return torch.stack((first, second), 2).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids: byte-level BPE built from a GGUF file's vocabulary and merges.
+"""Text to token ids and back: byte-level BPE from a GGUF file's vocabulary and merges, or a tokenizer.json.
 
 The rules that cut text before merging are llama.cpp's (`llm_tokenizer_bpe` in src/llama-vocab.cpp), which transformers
 does not read from a GGUF file. No BOS is added, and names of special tokens inside a text are ordinary text.
@@ -7,39 +7,141 @@ does not read from a GGUF file. No BOS is added, and names of special tokens ins
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mxharness.errors import Unavailable, UserError
+from mxharness.model.checkpoint import Vocabulary
 
-if TYPE_CHECKING:
-    from mxharness.model.checkpoint import Vocabulary
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+# tokenizer.ggml.pre: the pattern whose matches are cut apart, None for GPT-2's own; and whether every digit (any
+# character of Unicode category N) is cut off on its own first
+_RULES: dict[str, tuple[str | None, bool]] = {
+    "gpt-2": (None, False),
+    "smollm": (None, True),
+    "llama-bpe": (
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}",
+        False,
+    ),
+    "qwen2": (
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}",
+        False,
+    ),
+    "gpt-4o": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?"
+        rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?"
+        rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}",
+        False,
+    ),
+}
+_UNFINISHED = "\ufffd"
+"""What bytes that are no whole character decode to."""
 
-# tokenizer.ggml.pre: is every digit (any character of Unicode category N) cut off on its own before GPT-2's rule?
-_SINGLE_DIGITS = {"gpt-2": False, "smollm": True}
 
-
-def encode(vocabulary: Vocabulary, text: str) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def encode(vocabulary: Vocabulary | Path | None, text: str) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     """The ids of `text`, (T,) int32.
 
-    Raises UserError for a cutting rule that is not known, Unavailable without tokenizers.
+    Raises UserError without a tokenizer, for a cutting rule that is not known and for a damaged tokenizer.json;
+    Unavailable without tokenizers.
     """
-    try:
-        from tokenizers import Tokenizer, models, pre_tokenizers
-    except ModuleNotFoundError as error:
-        raise Unavailable("cutting text into tokens needs tokenizers: pip install 'mxharness[model]'") from error
-    rule = vocabulary.pre_tokenizer
-    if rule not in _SINGLE_DIGITS:
-        raise UserError(f"no pre-tokenizer '{rule}'; there are {', '.join(sorted(_SINGLE_DIGITS))}")
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary.tokens)}, merges))
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if _SINGLE_DIGITS[rule] else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, gpt2])
-    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+    return np.asarray(_tokenizer(vocabulary).encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+
+def decode(vocabulary: Vocabulary | Path | None, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens by their names; bytes that are no UTF-8 become U+FFFD.
+
+    Raises UserError for ids outside the vocabulary, and as `encode` does.
+    """
+    return _text(_tokenizer(vocabulary), [int(i) for i in ids])
+
+
+def stream(vocabulary: Vocabulary | Path | None, ids: Iterable[int]) -> Iterator[str]:
+    """The text of token ids as they come: one piece for each id, "" while a character is not complete.
+
+    The pieces together are what `decode` gives for all ids; a last piece carries what stayed incomplete. Raises
+    UserError as `decode` does.
+    """
+    tokenizer = _tokenizer(vocabulary)
+    seen: list[int] = []
+    start = shown = 0  # ids from `start` on are decoded together, so that pieces join as they do in the whole text
+    for one in ids:
+        seen.append(int(one))
+        before, now = _text(tokenizer, seen[start:shown]), _text(tokenizer, seen[start:])
+        if now.endswith(_UNFINISHED):
+            yield ""
+            continue
+        start, shown = shown, len(seen)
+        yield now[len(before) :]
+    if rest := _text(tokenizer, seen[start:])[len(_text(tokenizer, seen[start:shown])) :]:
+        yield rest
 
 
 def ids_sha256(ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> str:
     """The sha256 of a token stream: ids as little-endian int32, in hex."""
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:  # noqa: ANN401  tokenizers ships no types
+    if ids and not 0 <= min(ids) <= max(ids) < tokenizer.get_vocab_size():
+        raise UserError(
+            f"token ids from {min(ids)} to {max(ids)}; the tokenizer has 0 to {tokenizer.get_vocab_size() - 1}"
+        )
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _tokenizer(vocabulary: Vocabulary | Path | None) -> Any:  # noqa: ANN401  tokenizers ships no types
+    if vocabulary is None:
+        raise UserError("this model has no tokenizer, so it takes token ids and no text")
+    return _from_json(vocabulary) if isinstance(vocabulary, Path) else _from_merges(vocabulary)
+
+
+def _from_json(path: Path) -> Any:  # noqa: ANN401  tokenizers ships no types
+    library = _library()
+    try:
+        tokenizer = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # the library raises plain Exception for what it cannot read
+        raise UserError(f"{path} holds no tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def _from_merges(vocabulary: Vocabulary) -> Any:  # noqa: ANN401  tokenizers ships no types
+    library = _library()
+    rule = vocabulary.pre_tokenizer
+    if rule not in _RULES:
+        raise UserError(f"no pre-tokenizer '{rule}'; there are {', '.join(sorted(_RULES))}")
+    pattern, digits = _RULES[rule]
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
+    try:
+        tokenizer = library.Tokenizer(
+            library.models.BPE({token: i for i, token in enumerate(vocabulary.tokens)}, merges)
+        )
+    except Exception as error:  # the library raises plain Exception for what it cannot read
+        raise UserError(f"this vocabulary and its merges do not belong together: {error}") from error
+    cut = library.pre_tokenizers
+    steps = [cut.Digits(individual_digits=True)] if digits else []
+    if pattern is not None:
+        steps.append(cut.Split(library.Regex(pattern), behavior="isolated"))
+    steps.append(cut.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
+    tokenizer.pre_tokenizer = cut.Sequence(steps)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
+
+
+def _library() -> Any:  # noqa: ANN401  tokenizers ships no types
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        raise Unavailable("cutting text into tokens needs tokenizers: pip install 'mxharness[model]'") from error
+    return tokenizers

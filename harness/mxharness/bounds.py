@@ -78,6 +78,17 @@ def multiplied(elements: int) -> float:
     return math.sqrt(LAMBDA**2 + 2 * math.log(max(elements, 1)))
 
 
+def quantum(x: torch.Tensor) -> torch.Tensor:
+    """The largest power of two of which every number along the last dimension is an integer multiple, float64.
+
+    Infinite where all are zero, 0 where one is NaN or Inf.
+    """
+    mantissa, exponent = torch.frexp(x.double())
+    whole = (mantissa.nan_to_num(0.0, 0.0, 0.0) * 2.0**53).to(torch.int64)
+    low = (whole & -whole).double() * torch.exp2((exponent - 53).double())
+    return torch.where(x == 0, torch.inf, torch.where(x.isfinite(), low, 0.0)).amin(-1)
+
+
 def contraction(x: Bounded, w: torch.Tensor, chain: int) -> Bounded:
     """X (..., M, K) w (..., N, K)^T, summed in float32 with a longest chain of `chain` roundings."""
     weights = w.double()

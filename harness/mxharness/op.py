@@ -23,7 +23,7 @@ Gate = Literal["exact", "exact-arithmetic", "predicted", "bound", "composed"]
 """Which rule judged an element.
 
 exact             bit for bit against a reference that rounds once: decoders, packers, gathers
-exact-arithmetic  the inputs are chosen so that every partial sum is exact; any order must give the same bits
+exact-arithmetic  every sum whose inputs are chosen so that no partial sum rounds; any order must give the same bits
 predicted         bit for bit against the model of the tensor core and the declared accumulation order
 bound             |y - reference| <= an a-priori bound, element by element, stage by stage: the reference of a later
                   stage takes the kernel's own earlier output as its exact input
@@ -89,6 +89,9 @@ class Expected:
     """Of the output; None: the value's own."""
     slack: torch.Tensor | None = None
     """float64, same shape: what the roundings of earlier stages may add to the bound (bounds.py)."""
+    quantum: torch.Tensor | None = None
+    """float64, same shape: a power of two of which every term of the sum is an integer multiple; None: no plain sum.
+    Partial sums of integers are exact while the magnitude stays within what the device adds exactly (facts.py)."""
     permitted: torch.Tensor | None = None
     """bool (M, V): the output holds M ids below V, and these are right: more than one where the choice hangs on less
     than the rounding error of what was compared. `value` is the reference's own choice."""

@@ -116,10 +116,10 @@ def weights(case: Case, shape: tuple[int, int], what: str = "w") -> mxfp4.Quanti
     blocks = (N, K // mxfp4.BLOCK)
     if case.regime in ("normal", "outliers"):
         return mxfp4.quantize(torch.from_numpy(rng.standard_normal(shape) * 0.05).to(torch.float32))
+    if case.regime == "integers":
+        return integer_weights(case, shape, what, _exact_spread(K))
     codes = rng.integers(0, 16, shape, dtype=np.uint8)
     match case.regime:
-        case "integers":
-            scales = 127 + rng.integers(0, _exact_spread(K) + 1, blocks)
         case "wide":
             scales = rng.integers(107, 148, blocks)
         case "positive":
@@ -144,6 +144,17 @@ def weights(case: Case, shape: tuple[int, int], what: str = "w") -> mxfp4.Quanti
             scales[rng.random(blocks) < 1 / max(4, blocks[1])] = 254
         case _:
             scales = rng.integers(110, 140, blocks)
+    return mxfp4.Quantized(mxfp4.pack(torch.from_numpy(codes)), torch.from_numpy(scales.astype(np.uint8)))
+
+
+def integer_weights(case: Case, shape: tuple[int, int], what: str, spread: int, shift: int = 0) -> mxfp4.Quantized:
+    """MXFP4 weights (N, K): every code under scales of 2^shift to 2^(shift + spread).
+
+    All are integer multiples of 2^(shift - 1), so that a sum over integers is exact as long as it is not too long.
+    """
+    rng = generator(case, what)
+    codes = rng.integers(0, 16, shape, dtype=np.uint8)
+    scales = 127 + shift + rng.integers(0, spread + 1, (shape[0], shape[1] // mxfp4.BLOCK))
     return mxfp4.Quantized(mxfp4.pack(torch.from_numpy(codes)), torch.from_numpy(scales.astype(np.uint8)))
 
 
@@ -223,6 +234,7 @@ def _specials(rng: Generator, shape: tuple[int, ...]) -> Floats:
 
 _TENSORS: dict[str, Callable[[Generator, tuple[int, ...]], Floats]] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
+    "integers": lambda rng, shape: rng.integers(-4, 5, shape).astype(np.float64),
     "ties": _ties,
     "edges": _edges,
     "tiny": _tiny,
@@ -266,6 +278,8 @@ def operands(case: Case, P: int, K: int) -> tuple[torch.Tensor, torch.Tensor, to
             a, b, c = spread(a, low, high), spread(b, 0, 10) if half else spread(b, 20, 60), c * 0
         case "specials":
             a, b, c = (sprinkle(sprinkle(x, (np.inf, -np.inf, np.nan), 0.02), (0.0, -0.0), 0.05) for x in (a, b, c))
+        case "integers":  # sums of up to 2^23 beside products of a few
+            a, b, c = (rng.integers(-top, top + 1, x.shape).astype(float) for top, x in ((8, a), (8, b), (2**23, c)))
         case "overflow":
             if half:
                 a, b, c = spread(a, 10, 14), spread(b, 10, 14), spread(c, 118, 127)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from mxharness import regimes
-from mxharness.bounds import LAMBDA, gamma, multiplied, probable
-from mxharness.execution import Execution
+from mxharness.bounds import LAMBDA, gamma, multiplied, probable, quantum
+from mxharness.device import open_device
+from mxharness.execution import Execution, execute
 from mxharness.judge import digest, gates, judge, measures
-from mxharness.judge.evidence import FEW, degenerate, empty, is_evidence, loose
+from mxharness.judge.evidence import FEW, degenerate, empty, inexact, is_evidence, loose
 from mxharness.op import Case, Expected
 from mxharness.ops import OPS, find
 from mxharness.pattern import describe
@@ -168,7 +169,48 @@ def test_loose_case_is_refused():
 def test_inexact_case_is_refused_as_exact_arithmetic():
     outcome = verdict(lambda y: None, gate="exact-arithmetic")  # normal data: the sums are not exact
     assert not outcome.passed
-    assert "does not fit float32" in outcome.message
+    assert "a partial sum may round" in outcome.message
+
+
+def test_a_quantum_divides_every_number():
+    numbers = torch.tensor(
+        [[6.0, -4.0, 0.0], [0.75, 1e6, 3.0], [0.0, -0.0, 0.0], [2.0**-133, 1.0, 2.0], [1, math.nan, 2]]
+    )
+    assert quantum(numbers).tolist() == [2.0, 0.25, math.inf, 2.0**-133, 0.0]
+    assert quantum(numbers.to(torch.bfloat16)[:, :1]).tolist() == [2.0, 0.25, math.inf, 2.0**-133, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [
+        (lambda x: x * 2.0**-20, True),  # integers still, of another quantum
+        (lambda x: torch.where(x == 4, 4 + 2.0**-5, x), False),  # results fit float32, not every partial sum does
+        (lambda x: torch.where(x == 4, 2.0**22, x), False),
+        (lambda x: torch.where(x == 4, math.inf, x), False),
+    ],
+)
+def test_exact_arithmetic_is_refused_where_a_partial_sum_may_round(change, exact):
+    op, case = find("gemm"), replace(CASE, regime="integers")
+    inputs = op.make_inputs(case)
+    inputs = {**inputs, "x": change(inputs["x"])}
+    outcome = judge(op, case, "exact-arithmetic", "host", inputs, Execution(op.predict(case, inputs), ()))
+    assert ("a partial sum may round" in outcome.message) is not exact
+    assert outcome.passed or not exact
+
+
+def test_every_sum_of_products_is_shown_by_exact_arithmetic(op):
+    """An output that a failure is sought along K of is a contraction: some case makes all its terms integers."""
+    contractions, shown = set(), set()
+    exact = [case for case in op.cases if case.regime in regimes.EXACT]
+    for case in (op.cases[0], *exact):
+        if contractions and contractions <= shown:
+            break
+        inputs = op.make_inputs(case)
+        stages = op.golden(case, {**execute(op, case, open_device("host"), inputs).outputs, **inputs})
+        contractions |= set(stages) & set(op.operands(case) if op.operands else ())
+        if case in exact:
+            shown |= {name for name, stage in stages.items() if not inexact(stage)}
+    assert contractions <= shown
 
 
 def test_digest_sees_a_bit_a_shape_and_a_dtype_but_not_the_payload_of_nan():

@@ -51,7 +51,7 @@ def compare(output: torch.Tensor, expected: Expected, gate: Gate, tolerance: Tol
         want = want.to(torch.float32).to(output.dtype)
     same = (output == want) if not output.is_floating_point() else _same_bits(output, want)
     ratio = torch.where(same, 0.0, torch.inf).double()
-    return Verdict(~same, ratio, want.double(), inexact(expected.value) if gate == "exact-arithmetic" else "")
+    return Verdict(~same, ratio, want.double(), inexact(expected) if gate == "exact-arithmetic" else "")
 
 
 def _same_bits(output: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,8 @@ BLOCKS = tuple(
         ((2, 2, 64, 64, 5), HEADS[3], "normal", ("cache=mxfp4", "fused", "rope=half")),
         ((1, 5, 32, 128, 0), HEADS[2], "normal", ("bias", "cache=mxfp4", "page=4")),
         ((2048, 1, 32, 32, 1), HEADS[3], "normal", ("fused", "rope=half")),
+        ((3, 2, 64, 32, 4), HEADS[0], "integers", ("bias", "rope=half", "window=1")),  # a lone key's weight is 1
+        ((2, 3, 32, 64, 2), HEADS[3], "integers", ("fused", "rope=interleaved", "window=1")),
     )
     for name in heads
     for dtype in ("bf16", "fp16")
@@ -113,7 +115,7 @@ def _block_inputs(case: Case) -> Tensors:
     B, T, K, Hkv, G, D, P = case.shape
     H = Hkv * G
     rng = regimes.generator(case, "positions")
-    codes, scales = regimes.weights(case, (N_OUT, H * D), "output")
+    codes, scales = _weights(case, (N_OUT, H * D), "output")
     found = {
         "x": regimes.activations(case, (B, T, K)) + 1,
         **_projections(case, H, Hkv, D, K),
@@ -136,7 +138,7 @@ def _block_inputs(case: Case) -> Tensors:
 def _projections(case: Case, H: int, Hkv: int, D: int, K: int) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, heads in zip(PROJECTIONS, (H, Hkv, Hkv), strict=True):
-        codes, scales = regimes.weights(case, (heads * D, K), name)
+        codes, scales = _weights(case, (heads * D, K), name)
         found |= {f"{name}_codes": codes, f"{name}_scales": scales}
         if "bias" in case.options:
             bias = regimes.bias(case, heads * D, f"{name} bias")
@@ -145,6 +147,13 @@ def _projections(case: Case, H: int, Hkv: int, D: int, K: int) -> dict[str, torc
         return found
     parts = [part for part in ("codes", "scales", "bias") if f"q_{part}" in found]
     return {f"qkv_{part}": torch.cat([found[f"{name}_{part}"] for name in PROJECTIONS]) for part in parts}
+
+
+def _weights(case: Case, shape: tuple[int, int], name: str) -> mxfp4.Quantized:
+    """Of integers, a block's are so small that queries and keys are a few units, and half holds its results."""
+    if case.regime == "integers" and not case.op.endswith("projection"):
+        return regimes.integer_weights(case, shape, name, spread=1, shift=-6)
+    return regimes.weights(case, shape, name)
 
 
 def is_fused(case: Case) -> bool:

@@ -18,7 +18,7 @@ from mxharness.bounds import Bounded, apply, contraction, exact, gamma, rounded
 from mxharness.device import Device
 from mxharness.functional import ffn
 from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
-from mxharness.ops import activations, swiglu
+from mxharness.ops import activations, ffn_integers, swiglu
 from mxharness.ops.gemm import linear, linear_bits
 from mxharness.ops.norm import added, norm
 from mxharness.pattern import Places
@@ -50,6 +50,12 @@ def _cases(name: str) -> tuple[Case, ...]:
         *(Case(name, (2, 64, 32), "nan", dtype, options=choices[-1]) for dtype in DTYPES),
         Case(name, (2048, 32, 32), options=choices[-1]),
         *(Case(name, (2, 64, 32), "wide", options=options) for options in choices if name == "ffn_forward"),
+        *(
+            Case(name, (19, 32, 32) if name == "ffn_residual" else (5, 64, 96), "integers", dtype, options=options)
+            for options in choices
+            for dtype in DTYPES
+            if "layer" not in options or dtype == "fp16"  # else the whole function's bound proves nothing
+        ),
     )
 
 
@@ -57,6 +63,9 @@ def make_inputs(case: Case) -> Tensors:
     """X (M, K), codes and scales of up and gate (I, K) and down (K, I), and what else the case's function takes."""
     M, K, I = case.shape  # noqa: E741  the intermediate size
     gated = case.op == "swiglu_ffn_forward" or "swiglu" in case.options
+    if case.regime == "integers":
+        found = ffn_integers.inputs(case, M, K, I, gated, case.op == "ffn_residual")
+        return {**found, **ffn_integers.biases(case, K, I)} if case.op == "ffn_forward_bias" else found
     inputs = {"x": regimes.activations(case, (M, K)) * SPREAD}
     for name, shape in (("up", (I, K)), ("gate", (I, K)), ("down", (K, I))):
         if gated or name != "gate":

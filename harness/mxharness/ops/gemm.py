@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mxharness import functional, mxfp4, places, regimes, tensor_core
 from mxharness import golden as reference
+from mxharness.bounds import quantum
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.pattern import Places
@@ -101,18 +102,35 @@ def linear(
 ) -> Expected:
     """Y (.., M, N) = x W^T + bias for W in MXFP4."""
     # Through float32: a weight past its range is Inf by the format's policy (docs/format.md).
-    return linear_dense(x, reference.decode(mxfp4.unpack(codes), scales).to(torch.float32), bias, dtype)
+    weights = reference.decode(mxfp4.unpack(codes), scales).to(torch.float32)
+    return linear_dense(x, weights, bias, dtype, weight_quantum(scales))
 
 
-def linear_dense(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Expected:
-    """Y (.., M, N) = x w^T + bias: chain of a chunk and the sum of the chunks, one more for the bias."""
+def weight_quantum(scales: torch.Tensor) -> torch.Tensor:
+    """(.., N) float64: every weight of a row is an integer multiple of half its smallest scale."""
+    return torch.exp2(scales.amin(-1).double() - 128)
+
+
+def linear_dense(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    of_weights: torch.Tensor | None = None,
+) -> Expected:
+    """Y (.., M, N) = x w^T + bias: chain of a chunk and the sum of the chunks, one more for the bias.
+
+    of_weights: the quantum of each row of weights, where it is known.
+    """
     value, magnitude = reference.contraction(x, weights)
+    step = quantum(x).unsqueeze(-1) * (quantum(weights) if of_weights is None else of_weights).unsqueeze(-2)
     chunk, K = tensor_core.CHUNK[functional.ACTIVATIONS[x.dtype]], x.shape[-1]
     chain = min(chunk, K) + -(-K // chunk)
     if bias is not None:
         wide = bias.double().unsqueeze(-2)
         value, magnitude, chain = value + wide, magnitude + wide.abs(), chain + 1
-    return Expected(value, magnitude, chain, dtype)
+        step = torch.minimum(step, quantum(bias.unsqueeze(-1)).unsqueeze(-2))
+    return Expected(value, magnitude, chain, dtype, quantum=step)
 
 
 def linear_bits(

@@ -25,6 +25,7 @@ from mxharness.pattern import Places
 REGIMES = ("normal", "specials")
 HEAD_DIMS = (32, 64, 80, 96, 128)
 
+_PAIRS = (("half", "bf16"), ("interleaved", "fp16"))
 APPEND = (
     *(
         Case("kv_cache_append", shape, regime=regime, dtype=dtype, options=options)
@@ -37,6 +38,7 @@ APPEND = (
         for regime in REGIMES
         for dtype in ("bf16", "fp16")
     ),
+    *(Case("kv_cache_append", (2, 3, 2, 64, 5), "integers", dtype, options=(f"rope={o}",)) for o, dtype in _PAIRS),
     Case("kv_cache_append", (1, 130, 1, 64, 130), options=("page=16", "rope=interleaved")),
     Case("kv_cache_append", (2048, 1, 1, 32, 2), options=("cache=mxfp4", "rope=half")),
     Case("kv_cache_append", (1, 3, 1, 80, 3), regime="tiny", options=("cache=mxfp4",)),
@@ -61,6 +63,7 @@ ROPE = (
         for dtype in ("bf16", "fp16")
     ),
     Case("apply_rope", (2, 3, 2, 64), options=("rope=yarn",)),
+    *(Case("apply_rope", (3, 4, 2, 80), "integers", dtype, options=(f"rope={order}",)) for order, dtype in _PAIRS),
     Case("apply_rope", (2048, 1, 1, 32), options=("rope=half",)),
 )
 PAST = 40
@@ -69,6 +72,8 @@ PAST = 40
 
 def angles(case: Case, length: int, D: int) -> torch.Tensor | None:
     """The table (length, D/2, 2) that the case asks for; None where it rotates nothing."""
+    if case.option("rope") is not None and case.regime == "integers":  # eighths for cosines and sines: exact products
+        return torch.from_numpy(regimes.generator(case, "angles").integers(-8, 9, (length, D // 2, 2)) / 8).float()
     match case.option("rope"):
         case None:
             return None

@@ -6,6 +6,7 @@ import torch
 
 from mxharness import golden as reference
 from mxharness import mxfp4
+from mxharness.bounds import quantum
 from mxharness.op import Case, Expected, Tensors
 
 
@@ -35,7 +36,8 @@ def rotated_bits(case: Case, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 def rotated(case: Case, x: torch.Tensor, tensors: Tensors) -> Expected:
     """The rotation's float64 reference."""
     found = rotate(x.double(), tensors["angles"].double(), tensors["positions"], case.option("rope"))
-    return Expected(found.value, found.magnitude, found.chain, x.dtype)
+    step = quantum(x.flatten()) * quantum(tensors["angles"].flatten())
+    return Expected(found.value, found.magnitude, found.chain, x.dtype, quantum=step.expand_as(found.value))
 
 
 def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +72,9 @@ def appended(case: Case, tensors: Tensors, k: torch.Tensor, v: torch.Tensor, bef
         else:
             want, old = rotated(case, k, tensors), before[name].double()
             size = torch.zeros_like(want.value) if want.magnitude is None else want.magnitude
+            step = None if want.quantum is None else placed(want.quantum, starts, torch.ones_like(old))
             found[name] = Expected(
-                placed(want.value, starts, old), placed(size, starts, old * 0), want.chain, rows.dtype
+                placed(want.value, starts, old), placed(size, starts, old * 0), want.chain, rows.dtype, quantum=step
             )
     return found
 

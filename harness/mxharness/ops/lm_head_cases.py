@@ -21,6 +21,7 @@ def _cases(name: str, shapes: tuple[tuple[int, int, int], ...], *options: tuple[
     dtypes = ("bf16", "fp16") * len(product)
     drawn = [Case(name, shape, dtype=dtype, options=o) for (shape, o), dtype in zip(product, dtypes, strict=False)]
     special = [Case(name, (3, 33, 64), regime=regime, options=options[0]) for regime in SPECIALS]
+    special += [Case(name, (5, 130, 96), "integers", dtype, options=options[0]) for dtype in ("bf16", "fp16")]
     return (*drawn, *special, Case(name, (2048, 5, 32), options=options[-1]))
 
 
@@ -100,7 +101,10 @@ def make_inputs(case: Case) -> Tensors:
     Option "outside": four of the uniforms are none, and are not looked at before the launch.
     """
     M, V, K = case.shape
-    codes, scales = regimes.weights(case, (V, K))
+    if case.regime == "integers" and case.op != "lm_head_forward":  # small logits, so that their softmax has many terms
+        codes, scales = regimes.integer_weights(case, (V, K), "w", spread=2, shift=-5)
+    else:
+        codes, scales = regimes.weights(case, (V, K))
     rng = regimes.generator(case, "choice")
     match case.option("data"):
         case "equal":

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from mxharness import golden as reference
 from mxharness import places, regimes, tensor_core
+from mxharness.bounds import quantum
 from mxharness.device import Device
 from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.pattern import Places, along
 
-REGIMES = ("normal", "wide", "positive", "subnormal", "denormal", "specials")
+REGIMES = ("normal", "integers", "wide", "positive", "subnormal", "denormal", "specials")
 
 CASES = (
     *(
@@ -47,7 +48,9 @@ def golden(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     value, _ = reference.contraction(a, b)
     stored = [torch.where(x == 0, 0.0, x.double().abs().clamp_min(smallest)) for x in (a, b)]
     magnitude = c.abs() + stored[0] @ stored[1].mT
-    return {"d": Expected(value + c, magnitude, chain=case.shape[1] + 1, dtype=torch.float32)}
+    step = quantum(a).unsqueeze(-1) * quantum(b).unsqueeze(-2)
+    step = torch.minimum(step, quantum(c.unsqueeze(-1)))
+    return {"d": Expected(value + c, magnitude, chain=case.shape[1] + 1, dtype=torch.float32, quantum=step)}
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:

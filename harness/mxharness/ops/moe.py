@@ -6,6 +6,7 @@ interleaved. moe_forward returns every stage, and each is judged given the actua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -35,6 +36,7 @@ ROUTER = (
         )
         for dtype in ("bf16", "fp16")
     ),
+    *(Case("moe_router", (7, 40, 96), "integers", dtype, options=("k=4",)) for dtype in ("bf16", "fp16")),
     Case("moe_router", (1, 1, 32), options=("k=1",)),
     Case("moe_router", (4, 256, 2880), regime="outliers", options=("k=4",)),
     Case("moe_router", (2048, 9, 32), options=("k=2",)),
@@ -49,6 +51,10 @@ FORWARD = (
             ((70, 6, 96, 32), "outliers", ("crowded", "k=3")),
             ((2, 4, 64, 160), "positive", ("k=4",)),
         )
+        for dtype in ("bf16", "fp16")
+    ),
+    *(
+        Case("moe_forward", (9, 5, 64, 96), "integers", dtype, options=("alpha=256.0", "k=3"))
         for dtype in ("bf16", "fp16")
     ),
     Case("moe_forward", (40, 7, 32, 32), options=("alpha=1.0", "k=2", "limit=2.5")),
@@ -69,6 +75,8 @@ def make_inputs(case: Case) -> Tensors:
     "nan_expert" one expert's logits.
     """
     T, E, H, *width = case.shape
+    if case.regime == "integers":
+        return _integer_inputs(case, T, E, H, *width)
     x = regimes.activations(case, (T, H))
     rng = regimes.generator(case, "router")
     w = torch.from_numpy(rng.standard_normal((E, H))) * (2 / (x.double().square().mean() * H).sqrt())
@@ -97,6 +105,27 @@ def make_inputs(case: Case) -> Tensors:
     if "nan" in case.options:
         routing["down_scales"][E - 1, 3, 0] = mxfp4.SCALE_NAN
     return routing
+
+
+def _integer_inputs(case: Case, T: int, E: int, H: int, width: int = 0) -> Tensors:
+    """As make_inputs, but every product is a sum of integers, and no two logits of a token are equal.
+
+    gate_up's results are multiples of 4: with an alpha of 256 the sigmoid is 1 or 0 but where the gate is 0, and h an
+    integer.
+    """
+    rng = regimes.generator(case, "router")
+    x, w = regimes.activations(case, (T, H)), regimes.activations(case, (E, H), "router_weight")
+    unit = 2.0 ** round(math.log2(x.double().square().mean() * math.sqrt(H) / 2))  # a logit's deviation becomes about 2
+    found = {
+        "x": x,
+        "router_weight": w / unit,
+        "router_bias": torch.from_numpy((rng.permutation(E) - E // 2) / (256 * unit)).to(torch.float32),
+    }
+    for name, N, K, shift in (("gate_up", 2 * width, H, 3), ("down", H, width, 0)) if width else ():
+        codes, scales = regimes.integer_weights(case, (E * N, K), name, 2, shift)
+        found[f"{name}_codes"], found[f"{name}_scales"] = codes.view(E, N, -1), scales.view(E, N, -1)
+        found[f"{name}_bias"] = regimes.bias(case, E * N, f"{name}_bias").view(E, N) * 2.0**shift / 2
+    return found
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:

@@ -13,10 +13,10 @@ import torch
 
 from mxharness import functional, mxfp4, tensor_core
 from mxharness import golden as reference
-from mxharness.bounds import Bounded, contraction, exact, gamma, rounded
+from mxharness.bounds import Bounded, contraction, exact, gamma, quantum, rounded
 from mxharness.op import Case, Expected, Tensors
 from mxharness.ops import activations
-from mxharness.ops.gemm import linear_bits, linear_dense, linear_dense_bits
+from mxharness.ops.gemm import linear_bits, linear_dense, linear_dense_bits, weight_quantum
 
 
 def chosen(case: Case) -> int:
@@ -95,11 +95,13 @@ def _by_expert(
 def _product(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -> Expected:
     """A row of x (T, k, K) times the weight of its actual expert, plus that expert's bias: (T, k, N)."""
     value = torch.full((*x.shape[:2], tensors[f"{name}_bias"].shape[1]), torch.nan, dtype=torch.float64)
-    magnitude = value.clone()
+    magnitude, step = value.clone(), value.clone()
     for here, (codes, scales, bias) in _by_expert(tensors, name, tensors["ids"]):
         rows, terms = reference.contraction(x[here], reference.decode(mxfp4.unpack(codes), scales))
         value[here], magnitude[here] = rows + bias, terms + bias.abs()
-    return Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, dtype)
+        of_products = quantum(x[here]).unsqueeze(-1) * weight_quantum(scales)
+        step[here] = torch.minimum(of_products, quantum(bias.unsqueeze(-1)))
+    return Expected(value, magnitude, _chain(x.shape[-1], x.dtype) + 1, dtype, quantum=step)
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:

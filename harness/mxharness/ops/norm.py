@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 
 from mxharness import regimes
-from mxharness.bounds import UNIT_ROUNDOFF, gamma
+from mxharness.bounds import UNIT_ROUNDOFF, gamma, quantum
 from mxharness.device import Device
 from mxharness.functional.norm import normalise, threads
 from mxharness.op import Case, Expected, Op, Tensors, Tolerance
@@ -37,6 +37,7 @@ def _cases(name: str) -> tuple[Case, ...]:
         ),
         Case(name, (2048, 40), "offset", options=("residual",)),
         *(Case(name, (4, 513), dtype=dtype, options=("plain", "residual")) for dtype in DTYPES),  # no bias
+        *(Case(name, (6, 70), "integers", dtype, options=("residual",)) for dtype in DTYPES),  # of the sum alone
         Case(name, (1, 2049), dtype="fp16"),  # a length that half does not hold
     )
 
@@ -82,7 +83,8 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
 def added(x: torch.Tensor, residual: torch.Tensor, dtype: torch.dtype) -> Expected:
     """X + residual: one float32 addition, then the rounding to `dtype`."""
     value = x.double() + residual.double()
-    return Expected(value, value.abs(), 1, dtype)
+    step = torch.minimum(*(quantum(term.unsqueeze(-1)) for term in (x, residual)))
+    return Expected(value, value.abs(), 1, dtype, quantum=step)
 
 
 def norm(kind: str, s: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> Expected:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mxharness.faults.invariance import cheapest, differs_alone, differs_between_runs, differs_in_a_tall_batch
+from mxharness.faults.invariance import differs_alone, differs_between_runs, differs_in_a_tall_batch
+from mxharness.ops import cheapest
 
 TALL = 8
 """Cases an operator whose rows are repeated to 2,048: the cheapest."""

@@ -9,7 +9,8 @@ from mxharness.device.guard import PLACEMENTS
 from mxharness.device.host import CHECKS, HostDevice
 from mxharness.execution import execute
 from mxharness.judge import digest
-from mxharness.sanitize import TOOLS, cheapest, control
+from mxharness.ops import cheapest
+from mxharness.sanitize import TOOLS, control
 
 SEEDS = (1, 2, 3)
 

@@ -19,6 +19,7 @@ from mxharness.device import Device
 from mxharness.device.cuda import CudaDevice
 from mxharness.device.guard import GUARD, Placement, allocate
 from mxharness.device.host import HostDevice
+from mxharness.device.source import Sources
 from mxharness.elsewhere import execute_elsewhere
 from mxharness.errors import Hung, KernelFailure, OutOfBounds
 from mxharness.op import Case, Op, Tensors
@@ -91,6 +92,11 @@ class Fenced:
     def arithmetic(self) -> str:
         """As the device's."""
         return self.device.arithmetic
+
+    @property
+    def sources(self) -> Sources:
+        """As the device's."""
+        return self.device.sources
 
     @property
     def torch_device(self) -> torch.device:

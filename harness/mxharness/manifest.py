@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mxharness.errors import UserError
 from mxharness.op import GATES
+from mxharness.wording import counted, named
 
 FILE = "suites/manifest.txt"
 """Below the folder that holds suites/."""
@@ -25,7 +26,6 @@ BLESS = "`mxharness manifest --write` blesses what there is"
 
 _HEAD = "# What a whole run must execute. Written by `mxharness manifest --write`; a run fails where it differs.\n"
 _VARIES = re.compile(r"^@[^@]*@-?|-@[^@]*@")
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Difference:
         found = []
         for what, names in (("operator", self.operators), ("gate", self.gates), ("suite file", self.files)):
             if names:
-                found.append(f"{_count(len(names), what)} of the manifest vanished: {_names(names)}")
+                found.append(f"{counted(len(names), what)} of the manifest vanished: {named(names)}")
         for what, ids in (("check", self.vanished.checks), ("other test", self.vanished.tests)):
             if ids:
-                found.append(f"{_count(len(ids), what)} of the manifest vanished, as {label(min(ids))}")
+                found.append(f"{counted(len(ids), what)} of the manifest vanished, as {label(min(ids))}")
         return tuple(found)
 
     def unknown(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class Difference:
         if not ids:
             return ()
         are = "is" if len(ids) == 1 else "are"
-        return (f"{_count(len(ids), 'test')} {are} not in the manifest, as {label(min(ids))} ({BLESS})",)
+        return (f"{counted(len(ids), 'test')} {are} not in the manifest, as {label(min(ids))} ({BLESS})",)
 
 
 def canonical(node_id: str) -> str:
@@ -206,12 +206,3 @@ def load(root: Path) -> Manifest:
 
 def _file(node_id: str) -> str:
     return node_id.partition("::")[0]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _names(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -20,8 +20,7 @@ from mxharness.document import API_VERSION, Labelled, json_ready, read_document,
 from mxharness.errors import UserError
 from mxharness.fuzz import FuzzRow
 from mxharness.op import Outcome
-
-_SHOWN = 3
+from mxharness.wording import counted, named
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def achieved(record: RunRecord) -> list[str]:
     checks = f"{right} of {record.selected} checks right " if record.selected or record.outcomes else ""
     parts = [f"{checks}on {record.device_class} ({arithmetic} arithmetic)"]
     if record.outcomes:
-        parts.append(_count(len({outcome.op for outcome in record.outcomes}), "operator"))
+        parts.append(counted(len({outcome.op for outcome in record.outcomes}), "operator"))
     if record.filters:
         parts.append(f"limited by {' '.join(record.filters)}")
     if record.perplexity:
@@ -149,7 +148,7 @@ def achieved(record: RunRecord) -> list[str]:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         parts.append(f"{caught} of {len(record.faults)} planted faults caught")
     if record.known:
-        parts.append(_count(len(record.known), "known failure"))
+        parts.append(counted(len(record.known), "known failure"))
     skipped = sum(skip.count for skip in record.skipped) + record.tests.skipped
     if skipped:
         parts.append(f"{skipped} skipped")
@@ -171,10 +170,10 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
     elif record.executed < record.selected and record.coverage is None:  # which names them
         reasons.append(f"{record.selected - record.executed} of {record.selected} selected checks did not execute")
     if len(record.outcomes) < record.executed:
-        reasons.append(f"{_count(record.executed - len(record.outcomes), 'executed check')} left no verdict")
+        reasons.append(f"{counted(record.executed - len(record.outcomes), 'executed check')} left no verdict")
     empty = sum(outcome.elements <= 0 for outcome in record.outcomes)
     if empty:
-        reasons.append(f"{_count(empty, 'check')} compared no element")
+        reasons.append(f"{counted(empty, 'check')} compared no element")
     if not record.perplexity and not perplexity_left_out(record):
         why = next((skip.why for skip in record.skipped if skip.what == "perplexity"), "no result recorded")
         reasons.append(f"perplexity did not run ({why})")
@@ -197,16 +196,16 @@ def _failure_reasons(record: RunRecord) -> list[str]:
     )
     if failed:
         by_op = ", ".join(f"{op} {count}" for op, count in sorted(failed.items()))
-        reasons.append(f"{_count(failed.total(), 'check')} failed: {by_op}")
+        reasons.append(f"{counted(failed.total(), 'check')} failed: {by_op}")
     reasons += record.ledger
     bad = [str(row.get("name", "?")) for row in record.perplexity if not perplexity_holds(row)]
     if bad:
-        reasons.append(f"perplexity out of tolerance: {_names(bad)}")
+        reasons.append(f"perplexity out of tolerance: {named(bad)}")
     if record.tests.failed:
-        reasons.append(f"{_count(record.tests.failed, 'other test')} failed")
+        reasons.append(f"{counted(record.tests.failed, 'other test')} failed")
     missed = [str(row.get("name", "?")) for row in record.faults or () if not row.get("caught")]
     if missed:
-        reasons.append(f"{_count(len(missed), 'planted fault')} not caught: {_names(missed)}")
+        reasons.append(f"{counted(len(missed), 'planted fault')} not caught: {named(missed)}")
     return reasons
 
 
@@ -219,15 +218,6 @@ def perplexity_holds(row: Labelled) -> bool:
     """Passed, and with a finite number behind it."""
     value = row.get("perplexity")
     return bool(row.get("passed")) and isinstance(value, int | float) and math.isfinite(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _names(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def save(record: RunRecord, path: Path) -> None:

@@ -34,7 +34,6 @@ from mxharness.regimes import DTYPES
 
 if TYPE_CHECKING:
     from mxharness.device import Device
-    from mxharness.device.source import Sources
 
 FOLDER = "failures"
 CASE, INPUTS, OUTPUTS, HOW = "case.json", "inputs.safetensors", "outputs.safetensors", "how.txt"
@@ -77,11 +76,10 @@ def save(
     inputs: Tensors,
     outputs: Tensors,
     outcome: Outcome,
-    sources: Sources | None = None,
 ) -> Path:
     """Write folder/`name` (made safe for a file system), in one move, over what an earlier failure left there.
 
-    sources: the kernels' texts where they are not those in kernels/; only their hashes are written.
+    Of the device's kernels only the hashes are written.
     """
     import safetensors.torch
 
@@ -96,7 +94,7 @@ def save(
         "tolerance": asdict(op.tolerance),
         "outcome": asdict(outcome),
         "left_out": {"inputs": large_inputs, "outputs": large_outputs},
-        "environment": _environment(device, sources),
+        "environment": _environment(device),
     }
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
@@ -203,11 +201,10 @@ def _within_limit(tensors: Tensors) -> tuple[dict[str, Any], list[str]]:
     return kept, left_out
 
 
-def _environment(device: Device, sources: Sources | None) -> dict[str, str]:
+def _environment(device: Device) -> dict[str, str]:
     from mxharness.device import cuda, host
-    from mxharness.device.source import shipped
 
-    machine = _machine((sources or shipped()).folder(), host.FLAGS if device.name == "host" else cuda.FLAGS)
+    machine = _machine(device.sources.folder(), host.FLAGS if device.name == "host" else cuda.FLAGS)
     here = {"device": device.name, "device class": device.device_class, "arithmetic": device.arithmetic}
     return machine | here
 

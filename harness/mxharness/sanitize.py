@@ -27,7 +27,7 @@ from mxharness.device.source import Sources, shipped
 from mxharness.device.toolchain import TOOLKIT, nvcc
 from mxharness.errors import Unavailable, UserError
 from mxharness.execution import execute
-from mxharness.ops import OPS, find
+from mxharness.ops import OPS, cheapest, find
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +75,6 @@ class Sanitized:
     def passed(self) -> bool:
         """Whether there was something to see, and nothing wrong."""
         return self.kernels > 0 and self.errors == 0
-
-
-def cheapest(op: Op, count: int | None) -> tuple[Case, ...]:
-    """The cases with the smallest inputs; all of them for None."""
-
-    def size(case: Case) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in op.make_inputs(case).values())
-
-    return op.cases if count is None else tuple(sorted(op.cases, key=size)[:count])
 
 
 def run_sanitize(
@@ -212,11 +203,13 @@ class _Counted:
     name: str = field(init=False)
     device_class: str = field(init=False)
     arithmetic: str = field(init=False)
+    sources: Sources = field(init=False)
     torch_device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
         self.name, self.device_class = self.device.name, self.device.device_class
         self.arithmetic, self.torch_device = self.device.arithmetic, self.device.torch_device
+        self.sources = self.device.sources
         self.empty, self.upload, self.synchronize = self.device.empty, self.device.upload, self.device.synchronize
 
     def launch(self, *arguments: Any) -> None:  # noqa: ANN401  whatever the device takes

@@ -76,6 +76,7 @@ struct {  // a write over another thread's write: a race if it changes the bytes
     std::uintptr_t address = 0, shown = 0;
     std::size_t size = 0;
     unsigned char old[64];
+    Failure kind = Failure::none;
     std::string message;
 } suspect;
 
@@ -126,6 +127,7 @@ std::string race(const Worker& worker, const Access& before, const char* kinds, 
 void check_cells(Worker& worker, const Shadow& shadow, std::size_t first, std::uintptr_t address, std::size_t size,
                  bool write, bool shared) {
     const unsigned checks = worker.launch().settings.checks;
+    const Failure kind = shared ? Failure::kernel : Failure::access;
     Access now;
     now.stamp = shared ? worker.serial() : worker.launch().serial;
     now.block = worker.block();
@@ -135,16 +137,17 @@ void check_cells(Worker& worker, const Shadow& shadow, std::size_t first, std::u
         Cell& cell = shadow[first + i];
         const bool fresh = shared && cell.write.stamp != now.stamp;
         if (!write && fresh && (checks & INIT))
-            worker.stop(who() + " read " + std::to_string(size) + " bytes of shared memory that nothing has written",
-                        address + i);
+            worker.stop(Failure::kernel,
+                        who() + " read " + std::to_string(size) + " bytes of shared memory that nothing has written");
         if (checks & RACE) {
             if (!write && meets(cell.write, now))
-                worker.stop(race(worker, cell.write, "a write and a read", size, shared), address + i);
+                worker.stop(kind, race(worker, cell.write, "a write and a read", size, shared), address + i);
             if (write && meets(cell.read, now))
-                worker.stop(race(worker, cell.read, "a read and a write", size, shared), address + i);
+                worker.stop(kind, race(worker, cell.read, "a read and a write", size, shared), address + i);
             if (write && suspect.size == 0 && meets(cell.write, now)) {
+                suspect.kind = kind;
                 suspect.message = race(worker, cell.write, "two writes", size, shared);
-                if (size > sizeof suspect.old) worker.stop(suspect.message, address + i);
+                if (size > sizeof suspect.old) worker.stop(kind, suspect.message, address + i);
                 suspect.address = address;
                 suspect.shown = address + i;
                 suspect.size = size;
@@ -159,7 +162,7 @@ void settle(Worker& worker) {
     if (suspect.size == 0) return;
     const std::size_t size = std::exchange(suspect.size, 0);
     if (std::memcmp(suspect.old, reinterpret_cast<const void*>(suspect.address), size) != 0)
-        worker.stop(suspect.message, suspect.shown);
+        worker.stop(suspect.kind, suspect.message, suspect.shown);
 }
 
 Shadow& shared_shadow(const Library& library) {
@@ -199,7 +202,7 @@ CPU_SHARED void check_access(const void* pointer, std::size_t size, bool write) 
         return;
     if (buffer == nullptr || address + size > buffer->end) {
         if (!(launch.settings.checks & MEMORY)) return;  // a wrong access still faults in a guard page
-        worker->stop(who() + (write ? " wrote @" : " read @"), buffer == nullptr ? address : buffer->end);
+        worker->stop(Failure::access, who() + (write ? " wrote @" : " read @"), buffer == nullptr ? address : buffer->end);
     }
     if (launch.settings.checks & RACE)
         check_cells(*worker, buffer->shadow, address - buffer->begin, address, size, write, false);
@@ -208,7 +211,7 @@ CPU_SHARED void check_access(const void* pointer, std::size_t size, bool write) 
         const std::size_t byte = address - buffer->begin + i;
         if (write) buffer->written[byte] = true;
         else if ((launch.settings.checks & INIT) && !buffer->written[byte])
-            worker->stop(who() + " read @, which nothing has written", address + i);
+            worker->stop(Failure::access, who() + " read @, which nothing has written", address + i);
     }
 }
 
@@ -216,7 +219,7 @@ CPU_SHARED void check_undefined(const char* what, const char* file, unsigned lin
     Worker* worker = current_worker;
     if (worker == nullptr || self == nullptr || !(worker->launch().settings.checks & UNDEFINED)) return;
     const std::string path = file == nullptr ? "" : file;
-    worker->stop(who() + ": " + what + " at " + path.substr(path.rfind('/') + 1) + ":" + std::to_string(line));
+    worker->stop(Failure::kernel, who() + ": " + what + " at " + path.substr(path.rfind('/') + 1) + ":" + std::to_string(line));
 }
 
 }  // namespace cpu

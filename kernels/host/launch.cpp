@@ -104,6 +104,7 @@ std::uint32_t launches = 0;
 thread_local Settings settings;
 thread_local std::string last_error;
 thread_local std::uintptr_t last_address = 0;
+thread_local Failure last_failure = Failure::none;
 
 }  // namespace
 
@@ -130,6 +131,7 @@ const char* run(const unsigned grid[3], const unsigned block[3], Body body, void
     if (!launch.failed) return nullptr;
     last_error = launch.error;
     last_address = launch.address;
+    last_failure = launch.failure;
     return last_error.c_str();
 }
 
@@ -142,6 +144,9 @@ extern "C" CPU_SHARED void cpu_set_threads(unsigned threads) { cpu::pool_threads
 extern "C" CPU_SHARED void cpu_settings(std::uint64_t seed, double seconds, int poison, unsigned checks) {
     cpu::settings = {seed, seconds, poison != 0, checks};
 }
+
+// What kind the calling thread's last error was.
+extern "C" CPU_SHARED int cpu_error_kind() { return static_cast<int>(cpu::last_failure); }
 
 // What the "@" of the calling thread's last error stands for.
 extern "C" CPU_SHARED std::uint64_t cpu_error_address() { return cpu::last_address; }

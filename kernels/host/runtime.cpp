@@ -145,7 +145,7 @@ void Worker::run_block(std::uint64_t index) {
     if (finished_ == threads_ || launch_->failed) return abandon();
     const std::size_t at_barrier = at_barrier_.size();
     const std::size_t at_warp = static_cast<std::size_t>(threads_ - finished_) - at_barrier;
-    launch_->fail("block " + three(block_index_) + " never ends: " + std::to_string(finished_) + " of " +
+    launch_->fail(Failure::kernel, "block " + three(block_index_) + " never ends: " + std::to_string(finished_) + " of " +
                   std::to_string(threads_) + " threads returned, " + std::to_string(at_barrier) +
                   " wait at __syncthreads and " + std::to_string(at_warp) + " in a warp-wide operation");
     abandon();
@@ -158,9 +158,9 @@ void Worker::trap(Trap kind, std::uintptr_t address, int write) {
     _longjmp(home_, 1);
 }
 
-void Worker::stop(std::string message, std::uintptr_t address) {
+void Worker::stop(Failure kind, std::string message, std::uintptr_t address) {
     in_runtime_ = 1;
-    launch_->fail(std::move(message), address);
+    launch_->fail(kind, std::move(message), address);
     message.~basic_string();  // the jump runs no destructor
     _longjmp(home_, 1);
 }
@@ -172,16 +172,16 @@ void Worker::report_trap() {
     switch (trap_) {
         case Trap::memory: {
             const char* verb = trap_write_ < 0 ? " accessed @" : trap_write_ > 0 ? " wrote @" : " read @";
-            return launch_->fail(who + verb, trap_address_);
+            return launch_->fail(Failure::access, who + verb, trap_address_);
         }
         case Trap::stack:
-            return launch_->fail(who + " used more than its stack of " + std::to_string(stack_bytes / 1024) + " KiB");
-        case Trap::arithmetic: return launch_->fail(who + " divided an integer by zero");
-        case Trap::instruction: return launch_->fail(who + " reached an instruction that does not exist");
+            return launch_->fail(Failure::kernel, who + " used more than its stack of " + std::to_string(stack_bytes / 1024) + " KiB");
+        case Trap::arithmetic: return launch_->fail(Failure::kernel, who + " divided an integer by zero");
+        case Trap::instruction: return launch_->fail(Failure::kernel, who + " reached an instruction that does not exist");
         default: {
             std::string seconds = std::to_string(launch_->settings.seconds);
             seconds.resize(seconds.find('.') + 2);
-            launch_->fail("did not end within " + seconds + " s: " + who + " still runs");
+            launch_->fail(Failure::time, "did not end within " + seconds + " s: " + who + " still runs");
         }
     }
 }
@@ -208,7 +208,7 @@ Fiber* Worker::take_fiber() {
     char* stack = reinterpret_cast<char*>(stacks_) + all_.size() * stack_bytes;
     const std::size_t usable = stack_bytes - stack_guard;  // an overflow must fault, not corrupt
     if (stacks_ == 0 || mprotect(stack + stack_guard, usable, PROT_READ | PROT_WRITE) != 0) {
-        launch_->fail("the system has no memory for another thread's stack");
+        launch_->fail(Failure::kernel, "the system has no memory for another thread's stack");
         return nullptr;
     }
     auto* fiber = new (stack + stack_bytes - (sizeof(Fiber) + 63) / 64 * 64) Fiber;

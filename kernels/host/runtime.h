@@ -32,6 +32,8 @@ struct Library {
     std::size_t module = 0, shared_bytes = 0;
 };
 
+enum class Failure : int { none, kernel, access, time };  // device/host.py knows the numbers
+
 struct Launch {
     dim3 grid, block;
     Body body;
@@ -42,13 +44,15 @@ struct Launch {
     std::atomic<std::uint64_t> next_block{0};
     std::uint64_t blocks = 0;
     std::mutex error_lock;
-    std::string error;  // "@" stands for what lies at the address
+    Failure failure = Failure::none;
+    std::string error;  // of an access: "@" stands for what lies at the address
     std::uintptr_t address = 0;
     std::atomic<bool> failed{false};
 
-    void fail(std::string message, std::uintptr_t where = 0) {
+    void fail(Failure kind, std::string message, std::uintptr_t where = 0) {
         const std::lock_guard<std::mutex> guard(error_lock);
-        if (error.empty()) {
+        if (failure == Failure::none) {
+            failure = kind;
             error = std::move(message);
             address = where;
         }
@@ -83,7 +87,7 @@ public:
     // Ends the launch from within a signal handler; the message is made once the handler is left.
     [[noreturn]] void trap(Trap kind, std::uintptr_t address, int write);
     // Ends the launch with a message, from the thread that runs.
-    [[noreturn]] void stop(std::string message, std::uintptr_t address = 0);
+    [[noreturn]] void stop(Failure kind, std::string message, std::uintptr_t address = 0);
     bool in_kernel() const { return self != nullptr && !in_runtime_; }
     bool holds(std::uintptr_t address) const { return address - stacks_ < most_threads * stack_bytes; }
 

@@ -117,7 +117,7 @@ BAD_INPUT = {
     "unknown model": (("perplexity", "--model", "gpt-9"), "no model 'gpt-9'; there are smollm2 and "),
     "unknown text": (("perplexity", "--text", "nowhere.txt"), "no text 'nowhere.txt'; there are "),
     "unknown artefact": (("fetch", "gpt-9"), "nothing called 'gpt-9' can be fetched; there is smollm2"),
-    "unknown fault": (("faults", "no-such-fault"), "no fault 'no-such-fault'; there are "),
+    "unknown fault": (("faults", "no-such-fault"), "no fault 'no-such-fault'; "),
     "run.json missing": (("report", "missing.json"), "cannot read run record missing.json: No such file"),
     "baseline of a missing run": (("baseline", "compare", "main", "--run", "missing.json"), "cannot read run record"),
     "unknown baseline": (("baseline", "compare", "sm_00/none", "--device", "host"), "no baseline sm_00/none; "),

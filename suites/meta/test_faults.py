@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
-from mxharness import faults, paths
+from mxharness import cli, faults, paths
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.faults import FAULTS, alone, matrix, matrix_text, read_matrix, run_fault, select, where
-from mxharness.faults.detectors import DETECTORS
+from mxharness.faults.detectors import DETECTORS, spent
 from mxharness.faults.planted.families import FAMILIES
 from mxharness.faults.planted.fault import FunctionChange, KernelChange
+from mxharness.ops import cheapest, find
 
 FAULT = next(fault for fault in FAULTS if fault.name == "linear-code-table")
 
@@ -102,6 +104,44 @@ def test_every_public_bug_family_is_planted():
 def test_names_are_selected_or_refused():
     assert select(None) == FAULTS
     assert select(["linear-code-table"]) == (FAULT,)
-    with pytest.raises(UserError, match="no fault 'nothing'; there are gguf-nibbles-read-as-linear, "):
-        select(["nothing"])
+    near = r"no fault 'gguf-nibbles'; there is gguf-nibbles-read-as-linear or [a-z-]+; `mxharness faults --list` "
+    with pytest.raises(UserError, match=near):
+        select(["gguf-nibbles"])
+    with pytest.raises(UserError, match=r"no fault '12345'; `mxharness faults --list` lists all [0-9]+$"):
+        select(["12345"])
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_faults_are_listed_and_none_is_run(capsys, monkeypatch):
+    monkeypatch.setattr(faults, "run_faults", None)
+    for arguments, count in (((), len(FAULTS)), ((FAULT.name,), 1)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["faults", "--list", "--json", *arguments])
+        assert ended.value.code == 0
+        rows = json.loads(capsys.readouterr().out)["faults"]
+        assert len(rows) == count
+        wanted = {"name": FAULT.name, "op": FAULT.op, "symptom": FAULT.symptom, "seen_in": FAULT.seen_in}
+        assert wanted in rows
+
+
+def test_a_process_is_given_up_for_what_stays_with_it():
+    """A GPU's context is lost to a crash; the host device ends the launch alone."""
+    assert spent({"crash"}, "cuda")
+    assert spent(("bound", "memory"), "cuda")
+    assert not spent({"bound", ""}, "cuda")
+    assert not spent({"crash", "memory"}, "host")
+
+
+def test_the_cheapest_cases_have_the_smallest_inputs_which_are_made_once():
+    made = []
+
+    def make_inputs(case):
+        made.append(case)
+        return find("dequant").make_inputs(case)
+
+    op = replace(find("dequant"), make_inputs=make_inputs)
+    sizes = [sum(tensor.nbytes for tensor in find("dequant").make_inputs(case).values()) for case in cheapest(op)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    assert cheapest(op, 3) == cheapest(op)[:3]
+    assert sorted(map(str, made)) == sorted(map(str, op.cases))

@@ -35,13 +35,13 @@ def broken():
     return open_device("host", sources=shipped().replaced(FAULT.change.file, FAULT.change.old, FAULT.change.new))
 
 
-def save(folder, op, case, gate, device, sources=None):
+def save(folder, op, case, gate, device):
     """A folder of a check that fails; (its path, the verdict)."""
     inputs = op.make_inputs(case)
     execution = execute(op, case, device, inputs)
     outcome = judge(op, case, gate, device.device_class, inputs, execution, device)
     assert not outcome.passed
-    return repro.save(folder, str(case), op, case, gate, device, inputs, execution.outputs, outcome, sources), outcome
+    return repro.save(folder, str(case), op, case, gate, device, inputs, execution.outputs, outcome), outcome
 
 
 def narrow(op):
@@ -68,7 +68,7 @@ def run(capsys, *arguments):
 
 def test_a_planted_fault_fails_again_with_the_same_words_and_the_healthy_kernel_passes(tmp_path):
     op, device = find("dequant"), broken()
-    folder, outcome = save(tmp_path, op, DECODE, "exact", device, sources=device.sources)
+    folder, outcome = save(tmp_path, op, DECODE, "exact", device)
     saved = repro.load(folder)
     assert saved.outcome == outcome
     assert (saved.case, saved.gate, saved.op) == (DECODE, "exact", op)

@@ -34,6 +34,7 @@ _workers = click.option(
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @common.device_option
+@click.option("--list", "listed", is_flag=True, help="List the faults with what they did to people; run none.")
 @click.option("--matrix", is_flag=True, help="Try every detector on every fault, not only until one sees it.")
 @click.option("--source", metavar="FILE", help="Judge one change of this file of kernels/ instead.")
 @click.option(
@@ -46,6 +47,7 @@ _workers = click.option(
 def faults(
     names: tuple[str, ...],
     device: str,
+    listed: bool,
     matrix: bool,
     source: str | None,
     replace: tuple[str, str] | None,
@@ -59,6 +61,10 @@ def faults(
     All of them, or those NAMEd; exits 1 unless every one was caught. With --source and --replace one change of a
     kernel is judged: exits 0 when some check sees it, 1 when none does.
     """
+    if listed:
+        if source or replace or op_name or matrix or out:
+            raise UserError("--list goes with names of faults and --json only")
+        return _listed(names, as_json=as_json)
     if (source is None) != (replace is None) or (op_name and source is None):
         raise UserError("--source FILE and --replace OLD NEW belong together, and --op is for them")
     if source is not None and replace is not None:
@@ -70,6 +76,18 @@ def faults(
     if out:
         raise UserError("--out is for --matrix")
     return _catalogue(names, device, as_json=as_json)
+
+
+def _listed(names: tuple[str, ...], *, as_json: bool) -> int:
+    from mxharness.faults import select
+
+    rows = [(fault.name, fault.op, fault.symptom, fault.seen_in) for fault in select(names or None)]
+    columns = ("name", "op", "symptom", "seen_in")
+    if as_json:
+        common.print_json({"faults": [dict(zip(columns, row, strict=True)) for row in rows]})
+    else:
+        common.print_table("Planted faults", ("name", "operator", "symptom", "seen in"), rows)
+    return common.PASS
 
 
 def _catalogue(names: tuple[str, ...], device: str, *, as_json: bool) -> int:

@@ -34,6 +34,10 @@ class Device(Protocol):
         """Either "tensor-core" (bit for bit) or "float32" (the host's fast mode, other bits)."""
 
     @property
+    def sources(self) -> Sources:
+        """The texts its kernels are compiled from."""
+
+    @property
     def torch_device(self) -> torch.device:
         """Where tensors handed to `launch` must live."""
 

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ class Settings:
     """Shared memory is filled with 0xFF before every block."""
     checks: frozenset[str] = frozenset()
     """Of CHECKS: every memory access of the kernels is checked, by slower libraries and on one thread."""
+
+
+class Failure(IntEnum):
+    """What ended a launch, as kernels/host/runtime.h numbers it."""
+
+    KERNEL = 1
+    ACCESS = 2
+    """To memory, at an address."""
+    TIME = 3
 
 
 def missing() -> str | None:
@@ -246,9 +256,13 @@ class HostDevice:
         message = function(_three(grid), _three(block), cells)
         if message is not None:
             text = f"{kernel}: {message.decode()}"
-            if "did not end within" in text:
-                raise Hung(text)
-            raise OutOfBounds(text, self.runtime.cpu_error_address()) if "@" in text else KernelFailure(text)
+            match self.runtime.cpu_error_kind():
+                case Failure.ACCESS:
+                    raise OutOfBounds(text, self.runtime.cpu_error_address())
+                case Failure.TIME:
+                    raise Hung(text)
+                case _:
+                    raise KernelFailure(text)
 
     def watch(self, tensor: torch.Tensor, *, written: bool) -> None:
         """Let checked kernels touch a tensor's bytes, all of which count as written or none."""

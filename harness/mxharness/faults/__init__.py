@@ -24,12 +24,13 @@ from mxharness import mxfp4
 from mxharness.device import Device, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.faults.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, cost, search, search_all
+from mxharness.faults.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, search, search_all, spent
 from mxharness.faults.planted import FAULTS
 from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 from mxharness.op import Case, Op
-from mxharness.ops import find
+from mxharness.ops import cheapest, find
 from mxharness.sandbox import Lost, Sandbox, spread
+from mxharness.wording import closest
 
 Matrix = dict[str, tuple[str, ...]]
 """Fault name -> the detectors that see it."""
@@ -58,13 +59,15 @@ class FaultResult:
 
 
 def select(names: Sequence[str] | None) -> tuple[Fault, ...]:
-    """The faults called `names`, all of them for None; UserError, listing what exists, for another name."""
+    """The faults called `names`, all of them for None; UserError for another name."""
     if names is None:
         return FAULTS
     known = {fault.name: fault for fault in FAULTS}
     for name in names:
         if name not in known:
-            raise UserError(f"no fault '{name}'; there are {', '.join(known)}")
+            near = " or ".join(closest(name, known))
+            hint = f"there is {near}; " if near else ""
+            raise UserError(f"no fault '{name}'; {hint}`mxharness faults --list` lists all {len(known)}")
     return tuple(known[name] for name in names)
 
 
@@ -141,8 +144,8 @@ def run_fault(fault: Fault, device_name: str, sandbox: Sandbox | None = None) ->
     except Lost as lost:
         found = Search(None if lost.hung else Finding("crash", None, str(lost)), 1)  # silence is no evidence
     finding = found.finding
-    if finding is not None and finding.detector in ("crash", "memory") and healthy.name == "cuda":
-        sandbox.close()  # an error on the GPU stays with the process
+    if finding and spent({finding.detector}, healthy.name):
+        sandbox.close()
     detector, message = (finding.detector, finding.message) if finding else ("", "")
     if finding and (failing := _failing(find(fault.op), finding.case, healthy, finding.detector)):
         detector, message = "", f"without the fault the same case fails too, which proves nothing: {failing}"
@@ -167,7 +170,7 @@ def _sandbox() -> Sandbox:
 
 def _failing(op: Op, case: Case | None, device: Device, detector: str) -> str:
     """What a healthy kernel fails with in a case, the cheapest where it is not known; empty when it passes."""
-    case = case or min(op.cases, key=cost)
+    case = case or cheapest(op, 1)[0]
     only = OF_AN_EXECUTION if detector in OF_AN_EXECUTION else DETECTORS
     finding = search([(op, case)], device, only).finding
     return finding.message if finding else ""
@@ -180,16 +183,12 @@ def run_faults(device_name: str = "auto", names: Sequence[str] | None = None) ->
 
 def matrix(device_name: str = "auto", names: Sequence[str] | None = None, processes: int = 1) -> Matrix:
     """Every detector tried on every fault: fault name -> the detectors that see it."""
+    device_name = open_device(device_name).name
     tasks = [(fault, where(fault, device_name)) for fault in select(names)]
     rows: Matrix = {}
-    for (fault, _), seen in spread(_row, tasks, processes, LIMIT, _spent):
+    for (fault, _), seen in spread(_row, tasks, processes, LIMIT, lambda seen: spent(seen, device_name)):
         rows[fault.name] = (() if seen.hung else ("crash",)) if isinstance(seen, Lost) else seen
     return dict(sorted(rows.items()))
-
-
-def _spent(seen: tuple[str, ...]) -> bool:
-    """Whether the process may be broken by what it ran: an error on a GPU stays with its process."""
-    return "crash" in seen or "memory" in seen
 
 
 def _row(task: tuple[Fault, str]) -> tuple[str, ...]:

@@ -6,8 +6,7 @@ that execute the cases again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mxharness import facts
@@ -18,10 +17,12 @@ from mxharness.execution import Execution, execute
 from mxharness.faults.invariance import Run, differs_alone, differs_between_runs
 from mxharness.judge import digest, gates, judge
 from mxharness.op import GATES, Case, Gate, Op, Tensors
+from mxharness.ops import costs
 
 OF_AN_EXECUTION = ("crash", "contract", "memory", *GATES)
 """crash: no outputs, or the process died. contract: outputs that no kernel made, or of another name, shape or dtype,
 or arguments that the operator itself refuses. memory: writes and reads outside, inputs changed. And the gates."""
+_BREAKING = frozenset({"crash", "memory"})
 CHECKED = {"race": "racecheck", "uninitialised": "initcheck", "undefined": "undefined"}
 """Detectors that run the kernels with a check before every access, on the host device, and what the check is called."""
 CHECKED_CASES = 6
@@ -55,14 +56,22 @@ class Search:
     """Run until something was found."""
 
 
-def cost(case: Case) -> int:
-    """Roughly how long a case takes."""
-    return math.prod(max(1, size) for size in case.shape)
+def spent(seen: Collection[str], device_name: str) -> bool:
+    """Whether a process in which these detectors saw something may be broken: an error on a GPU stays with its process.
+
+    The host device ends a launch that goes wrong and its process lives on.
+    """
+    return device_name == "cuda" and not _BREAKING.isdisjoint(seen)
 
 
 def cheapest_first(ops: Iterable[Op]) -> list[tuple[Op, Case]]:
     """All cases of the operators, in the order that answers soonest."""
-    return sorted(((op, case) for op in ops for case in op.cases), key=lambda pair: cost(pair[1]))
+    return sorted(((op, case) for op in ops for case in op.cases), key=_cost)
+
+
+def _cost(pair: tuple[Op, Case]) -> int:
+    op, case = pair
+    return costs(op)[case]
 
 
 def search(
@@ -96,7 +105,7 @@ def _some(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op,
     if count is None:
         return list(cases)
     groups: dict[str, list[tuple[Op, Case]]] = {}
-    for op, case in sorted(cases, key=lambda pair: cost(pair[1])):
+    for op, case in sorted(cases, key=_cost):
         groups.setdefault(op.name, []).append((op, case))
     kept = []
     for group in groups.values():

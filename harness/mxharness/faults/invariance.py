@@ -68,9 +68,3 @@ def differs_in_a_tall_batch(op: Op, case: Case, run: Run) -> str | None:
         if digest({name: repeated}) != digest({name: tensor}):
             return f"{case}: {name} differs in a batch of {copies * rows} {op.row_axis}: {case!r}"
     return ""
-
-
-def cheapest(op: Op, count: int) -> list[Case]:
-    """The `count` cases with the smallest inputs."""
-    sizes = {case: sum(tensor.numel() for tensor in op.make_inputs(case).values()) for case in op.cases}
-    return sorted(sizes, key=lambda case: sizes[case])[:count]

@@ -24,7 +24,7 @@ from mxharness.device import Device, cuda, host, open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
-from mxharness.faults.detectors import Search, cheapest_first, search
+from mxharness.faults.detectors import Search, cheapest_first, search, spent
 from mxharness.faults.mutants import Mutant
 from mxharness.judge import digest
 from mxharness.op import Case, Op
@@ -266,11 +266,6 @@ def try_mutant(task: tuple[Mutant, str]) -> Tried:
     return tried
 
 
-def _spent(tried: Tried) -> bool:
-    """Whether the process may be broken by what it ran: an error on a GPU stays with its process."""
-    return tried.detector in ("crash", "memory")
-
-
 def run_mutants(
     mutants: Sequence[Mutant], device_name: str = "host", processes: int = 1, out: Path | None = None
 ) -> list[MutantResult]:
@@ -281,7 +276,11 @@ def run_mutants(
     """
     done = _resume(out, mutants) if out else {}
     left = [(mutant, device_name) for mutant in mutants if mutant not in done]
-    for (mutant, _), tried in spread(try_mutant, left, processes, LIMIT, _spent):
+
+    def broken(tried: Tried) -> bool:
+        return spent({tried.detector}, device_name)
+
+    for (mutant, _), tried in spread(try_mutant, left, processes, LIMIT, broken):
         done[mutant] = _of_the_lost(tried) if isinstance(tried, Lost) else tried
         if out:
             with out.open("a") as stream:

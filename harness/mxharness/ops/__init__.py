@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+
 from mxharness.errors import UserError
-from mxharness.op import Op
+from mxharness.op import Case, Op
 from mxharness.ops import (
     attention,
     dequant,
@@ -55,3 +58,17 @@ def select(name: str) -> tuple[Op, ...]:
         names = ", ".join(op.name for op in OPS)
         raise UserError(f"no operator '{name}'; there are {names}; or all of {', '.join(files)}")
     return found
+
+
+@cache
+def costs(op: Op) -> Mapping[Case, int]:
+    """The bytes of each case's inputs: what ranks cases by how long they take."""
+    return {
+        case: sum(tensor.numel() * tensor.element_size() for tensor in op.make_inputs(case).values())
+        for case in op.cases
+    }
+
+
+def cheapest(op: Op, count: int | None = None) -> tuple[Case, ...]:
+    """The `count` cases with the smallest inputs, all of them for None, the smallest first."""
+    return tuple(sorted(op.cases, key=costs(op).__getitem__)[:count])

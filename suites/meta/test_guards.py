@@ -127,6 +127,7 @@ def test_a_kernel_without_an_end_is_ended(loop):
     assert execution.violations == (
         "quantize_fp32: did not end within 0.3 s: thread (0, 0, 0) of block (0, 0, 0) still runs",
     )
+    assert execution.hung
     assert not execution.memory
 
 
@@ -137,6 +138,7 @@ def test_a_loop_of_barriers_is_ended():
         "attention.cu", old, f"    for (volatile int i = 0; i >= 0;) __syncthreads();\n{old}", case, seconds=0.3
     )
     assert "did not end within 0.3 s: thread (" in execution.violations[0]
+    assert execution.hung
 
 
 def test_a_fault_in_one_of_many_blocks_ends_all():
@@ -147,7 +149,10 @@ def test_a_fault_in_one_of_many_blocks_ends_all():
 
 
 def test_what_else_a_processor_refuses():
-    assert "divided an integer by zero" in after("volatile int zero = 0; scales[0] = K / zero;").violations[0]
+    divided = after("volatile int zero = 0; scales[0] = K / zero;")
+    assert "divided an integer by zero" in divided.violations[0]
+    assert not divided.memory
+    assert not divided.hung
     deep = "volatile char far[62000]; far[0] = 1; scales[0] = far[0];"
     assert "used more than its stack of 64 KiB" in after(deep).violations[0]
 

@@ -5,7 +5,8 @@
 // warp-wide operation. The kernel text stays as it is: __shared__, threadIdx, __syncthreads and the wrappers of
 // warp.cuh and mma.cuh mean here what they mean on the GPU, except that
 //   - a thread that returns while others wait at __syncthreads is an error, not undefined behaviour;
-//   - all 32 lanes must take part in a warp-wide operation.
+//   - all 32 lanes must take part in a warp-wide operation;
+//   - a vector (uint4, float4, ..) at an address that is no multiple of its size is a named error.
 // The scheduler and what watches it (runtime.h) are compiled once and shared by all kernels.
 #pragma once
 
@@ -17,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define CPU_SHARED __attribute__((visibility("default")))  // between the runtime's library and a kernel's
@@ -38,6 +40,29 @@ CPU_SHARED void barrier();
 // deposits, in lane order; then every lane goes on.
 using Compute = void (*)(void* const* deposits);
 CPU_SHARED void warp_collective(void* mine, Compute compute);
+
+// Ends the launch: a vector of so many bytes was read or written where a GPU reports a misaligned address.
+[[noreturn]] CPU_SHARED void misaligned(unsigned bytes);
+
+// CUDA's vector type of 8 or 16 bytes, whose copies look at the addresses: a CPU would take any.
+template <class Plain> struct alignas(sizeof(Plain)) Vector : Plain {
+    Vector() = default;
+    Vector(const Plain& plain) : Plain(plain) {}
+    template <class... Elements, class = std::enable_if_t<(sizeof...(Elements) > 1)>>
+    Vector(Elements... elements) : Plain{elements...} {}
+    Vector(const Vector& other) : Plain(other.aligned()) {}
+    Vector& operator=(const Vector& other) {
+        aligned();
+        Plain::operator=(other.aligned());
+        return *this;
+    }
+    const Plain& aligned() const {
+        auto address = reinterpret_cast<std::uintptr_t>(this);
+        asm("" : "+r"(address));  // or the compiler takes what it checks for granted
+        if (address % sizeof(Plain) != 0) misaligned(sizeof(Plain));
+        return *this;
+    }
+};
 
 // Runs `body(arguments)` for every thread of the grid. Returns nullptr, or what went wrong.
 using Body = void (*)(void* const* arguments);
@@ -64,6 +89,13 @@ template <class... Parameters, void (*kernel)(Parameters...)> struct Entry<kerne
 #define blockDim (cpu::self->block_size)
 #define gridDim (cpu::self->grid_size)
 #define __syncthreads() cpu::barrier()
+
+#define uint2 cpu::Vector<uint2>
+#define uint4 cpu::Vector<uint4>
+#define int2 cpu::Vector<int2>
+#define int4 cpu::Vector<int4>
+#define float2 cpu::Vector<float2>
+#define float4 cpu::Vector<float4>
 
 // CUDA's intrinsics that have no host version, with the same results. Contraction is off (-ffp-contract=off),
 // so a plain operator is one correctly rounded operation.

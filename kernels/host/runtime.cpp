@@ -320,6 +320,11 @@ void Worker::go_on() {
 }
 
 void barrier() { current_worker->barrier(); }
+void misaligned(unsigned bytes) {
+    const std::string size = std::to_string(bytes);
+    current_worker->stop(Failure::kernel, name_of(self->thread_index, self->block_index) + " accessed a vector of " + size +
+                         " bytes at an address that is no multiple of " + size);
+}
 void warp_collective(void* mine, Compute compute) { current_worker->warp_collective(mine, compute); }
 
 }  // namespace cpu

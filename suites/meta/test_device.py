@@ -124,6 +124,16 @@ def test_write_beside_an_output_is_named(offset, sentence):
     assert sentence in violations[0]
 
 
+@pytest.mark.parametrize(("guard", "seen"), [("K % 8 == 1", True), ("K % 8 == 0", False)])
+def test_a_vector_at_an_address_that_is_no_multiple_of_its_size_is_named(guard, seen):
+    """A GPU faults there; a CPU takes any address."""
+    op, case = find("quantize"), Case("quantize", (3, 49), dtype="fp32")
+    text = shipped().replaced("quantize.cu", "if (K % 8 == 0 &&", f"if ({guard} &&")
+    violations = execute(op, case, host.open_device(text), op.make_inputs(case)).violations
+    sentence = "accessed a vector of 16 bytes at an address that is no multiple of 16"
+    assert [sentence in violation for violation in violations] == [True] * seen
+
+
 def test_outputs_and_inputs_have_no_more_alignment_than_promised(cpu):
     fenced = Fenced(cpu, placement="start")
     assert fenced.empty((4, 4), torch.float32).data_ptr() % 32 == 16

@@ -20,6 +20,7 @@ from mxharness.commands.manifest import manifest
 from mxharness.commands.merge import merge
 from mxharness.commands.perplexity import fetch, perplexity
 from mxharness.commands.probe import probe
+from mxharness.commands.quantize import quantize
 from mxharness.commands.replay import replay
 from mxharness.commands.report import report
 from mxharness.commands.run import run
@@ -43,6 +44,7 @@ for command in (
     info,
     fetch,
     perplexity,
+    quantize,
     baseline,
     faults,
     mutants,

@@ -75,6 +75,15 @@ def rows(entry: Entry, start: int = 0, stop: int | None = None) -> torch.Tensor:
     return tensor
 
 
+def scales(entry: Entry, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """Rows of MXFP4's scales, (rows, K/32) uint8. Raises UserError where one of them is NaN."""
+    from mxharness.mxfp4 import Quantized
+
+    found = rows(entry, start, stop)
+    finite(Quantized(found, found), entry.name, entry.path)
+    return found
+
+
 def slot(name: str, shape: tuple[int, ...], form: str) -> Slot:
     """The place that a tensor of F32, F16, BF16 or U8 takes in a file."""
     return Slot(name, shape, form, prod(shape) * _SIZES[form])

@@ -7,8 +7,9 @@ does not read from a GGUF file. No BOS is added, and names of special tokens ins
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ _RULES: dict[str, tuple[str | None, bool]] = {
         False,
     ),
 }
+_WHOLE_WORDS = ("llama-bpe",)
+"""Rules whose words that are tokens are taken whole, whatever the merges."""
 _UNFINISHED = "\ufffd"
 """What bytes that are no whole character decode to."""
 
@@ -82,6 +85,30 @@ def stream(vocabulary: Vocabulary | Path | None, ids: Iterable[int]) -> Iterator
         yield rest
 
 
+def to_json(vocabulary: Vocabulary) -> str:
+    """A tokenizer.json of a GGUF file's tokenizer. Raises as `encode` does."""
+    return str(_from_merges(vocabulary).to_str(pretty=False))
+
+
+def from_json(path: Path) -> tuple[Vocabulary, tuple[int, ...]] | None:
+    """What GGUF keeps of a tokenizer.json: vocabulary and merges, and the ids of special tokens.
+
+    None where it is no byte-level BPE, or cuts text by a rule that has no name here. Raises UserError for a damaged
+    file.
+    """
+    document = json.loads(_from_json(path).to_str())
+    model, added = document["model"], document["added_tokens"]
+    rule = next((rule for rule in _RULES if _cuts(document["pre_tokenizer"]) == _cuts(_pre_tokenizer(rule))), None)
+    if model["type"] != "BPE" or rule is None:
+        return None
+    ids = {**model["vocab"], **{one["content"]: one["id"] for one in added}}
+    if sorted(ids.values()) != list(range(len(ids))):
+        return None
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    special = tuple(one["id"] for one in added if one["special"])
+    return Vocabulary(tuple(sorted(ids, key=ids.__getitem__)), tuple(merges), rule), special
+
+
 def ids_sha256(ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> str:
     """The sha256 of a token stream: ids as little-endian int32, in hex."""
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
@@ -121,15 +148,17 @@ def _from_merges(vocabulary: Vocabulary) -> Any:  # noqa: ANN401  tokenizers shi
     rule = vocabulary.pre_tokenizer
     if rule not in _RULES:
         raise UserError(f"no pre-tokenizer '{rule}'; there are {', '.join(sorted(_RULES))}")
-    pattern, digits = _RULES[rule]
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     try:
         tokenizer = library.Tokenizer(
-            library.models.BPE({token: i for i, token in enumerate(vocabulary.tokens)}, merges)
+            library.models.BPE(
+                {token: i for i, token in enumerate(vocabulary.tokens)}, merges, ignore_merges=rule in _WHOLE_WORDS
+            )
         )
     except Exception as error:  # the library raises plain Exception for what it cannot read
         raise UserError(f"this vocabulary and its merges do not belong together: {error}") from error
     cut = library.pre_tokenizers
+    pattern, digits = _RULES[rule]
     steps = [cut.Digits(individual_digits=True)] if digits else []
     if pattern is not None:
         steps.append(cut.Split(library.Regex(pattern), behavior="isolated"))
@@ -137,6 +166,23 @@ def _from_merges(vocabulary: Vocabulary) -> Any:  # noqa: ANN401  tokenizers shi
     tokenizer.pre_tokenizer = cut.Sequence(steps)
     tokenizer.decoder = library.decoders.ByteLevel()
     return tokenizer
+
+
+def _cuts(step: Mapping[str, Any] | None) -> list[tuple[object, ...]]:
+    """What a pre-tokenizer of a tokenizer.json does, step by step, without what changes no id."""
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [cut for one in step["pretokenizers"] for cut in _cuts(one)]
+    kept = ("type", "individual_digits", "add_prefix_space", "use_regex", "pattern", "behavior", "invert")
+    return [tuple((name, str(step[name])) for name in kept if name in step)]
+
+
+@cache
+def _pre_tokenizer(rule: str) -> dict[str, Any]:
+    """A rule as a tokenizer.json writes it."""
+    document: dict[str, Any] = json.loads(_from_merges(Vocabulary((), (), rule)).to_str())["pre_tokenizer"]
+    return document
 
 
 def _library() -> Any:  # noqa: ANN401  tokenizers ships no types

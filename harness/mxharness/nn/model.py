@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from mxharness import mxfp4
 from mxharness.errors import UserError
 from mxharness.functional import ACTIVATIONS
 from mxharness.mxfp4 import Quantized
 from mxharness.nn.embedding import MXFP4Embedding
 from mxharness.nn.linear import MXFP4Linear
 from mxharness.nn.packed import DTYPES, PackedModule, pack
+from mxharness.sqnr import decibels, energies
 
 _ROWS = 4096
 """Of a weight that are decoded at a time to measure its error."""
@@ -253,18 +253,12 @@ def _tell_transformers(model: torch.nn.Module) -> None:
 
 
 def _sqnr(weight: torch.Tensor, quantized: Quantized) -> float:
-    """10 log10 of the weight's energy by the error's, in dB."""
+    """Of a weight (N, K), in dB; NaN for one without data."""
     if weight.is_meta:
         return math.nan
-    signal = noise = 0.0
-    for rows, codes, scales in zip(*(torch.split(tensor, _ROWS) for tensor in (weight, *quantized)), strict=True):
-        exact = rows.double()
-        error = mxfp4.dequantize(codes, scales)[:, : weight.shape[1]].double() - exact
-        signal += float(exact.square().sum())
-        noise += float(error.square().sum())
-    if signal == 0:
-        return math.nan
-    return 10 * math.log10(signal / noise) if noise else math.inf
+    pieces = zip(*(torch.split(tensor, _ROWS) for tensor in (weight, *quantized)), strict=True)
+    sums = [energies(rows, Quantized(codes, scales)) for rows, codes, scales in pieces]
+    return decibels(sum(signal for signal, _ in sums), sum(noise for _, noise in sums))
 
 
 def _nbytes(model: torch.nn.Module) -> int:

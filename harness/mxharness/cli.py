@@ -15,6 +15,7 @@ from mxharness import __version__
 from mxharness.commands import common
 from mxharness.commands.baseline import baseline
 from mxharness.commands.faults import faults, mutants
+from mxharness.commands.generate import generate
 from mxharness.commands.look import info, list_
 from mxharness.commands.manifest import manifest
 from mxharness.commands.merge import merge
@@ -44,6 +45,7 @@ for command in (
     info,
     fetch,
     perplexity,
+    generate,
     quantize,
     baseline,
     faults,

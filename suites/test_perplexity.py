@@ -7,7 +7,7 @@ import json
 import math
 import os
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +15,12 @@ import torch
 from mxharness import fetch, perplexity, text
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.model import backend as backends
-from mxharness.model import gguf, llama
+from mxharness.model import load, reference
 from mxharness.model import toy as toy_model
-from mxharness.model.backend import Activations, Backend
-from mxharness.model.gguf import ModelFile
+from mxharness.model.checkpoint import Checkpoint
+from mxharness.model.decoder import Activations
+from mxharness.model.runner import Runner
 from mxharness.model.tokenizer import encode
-from mxharness.model.toy import CONFIG
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select, spans
 
 TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
@@ -33,30 +32,23 @@ SMOLLM2_IDS = "54e9eb47f0e9cdc8671cfe5fb052391ce791ef5fa1eab27cc7ddf06cb39c7b2b"
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> ModelFile:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     monkeypatch.setitem(PROTOCOLS, "toy", TOY)
-    return toy_model.model()
+    return toy_model.checkpoint()
+
+
+def read(file: Checkpoint, tokens: int | None = None) -> perplexity.Reading:
+    return perplexity.read(file, SAMPLE, "toy", tokens)
 
 
 def measure(
-    file: ModelFile,
-    backend: Backend[torch.Tensor] | None = None,
+    file: Checkpoint,
+    runner: Runner | None = None,
     *,
-    windows: int | None = 64,
     tokens: int | None = None,
-    batch: int | None = None,
-    progress: bool = False,
+    **options: Any,  # noqa: ANN401  what `measure` takes
 ) -> perplexity.Result:
-    return perplexity.measure(
-        file,
-        SAMPLE,
-        backend or backends.float32(),
-        "toy",
-        windows=windows,
-        tokens=tokens,
-        batch=batch,
-        progress=progress,
-    )
+    return perplexity.measure(read(file, tokens), runner or reference.float32(file), **options)
 
 
 # Windows
@@ -95,16 +87,16 @@ def test_a_text_too_short_has_no_window(name: str, least: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_scored_likelihoods_are_the_protocols(toy: ModelFile, batch: int) -> None:
+def test_scored_likelihoods_are_the_protocols(toy: Checkpoint, batch: int) -> None:
     ids = encode(toy.vocabulary, SAMPLE.text)
     assert len(ids) == 264
     result = measure(toy, windows=3, batch=batch)
     assert result.spans == (Span(0, 32, 17), Span(64, 96, 81), Span(128, 160, 145))
-    model = llama.build(CONFIG, toy.weights, backends.float32())
+    model = reference.float32(toy)
     wanted = []
     for start in (0, 64, 128):
         window = torch.from_numpy(ids[start : start + 32].astype(np.int64))
-        logits = llama.logits(model, llama.hidden_states(model, window[None])[0]).double().numpy()
+        logits = model.logits(model.hidden_states(window[None])[0]).double().numpy()
         odds = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         wanted += [-odds[t - 1, window[t]] for t in range(17, 32)]
     assert result.scored == len(wanted) == 45
@@ -113,7 +105,7 @@ def test_scored_likelihoods_are_the_protocols(toy: ModelFile, batch: int) -> Non
     assert result.windows_available == 8
 
 
-def test_a_result_states_what_fixes_it(toy: ModelFile) -> None:
+def test_a_result_states_what_fixes_it(toy: Checkpoint) -> None:
     result = measure(toy, tokens=100)
     ids = encode(toy.vocabulary, SAMPLE.text)[:100]
     assert (result.tokens, result.windows, result.windows_available, result.scored) == (100, 3, 3, 45)
@@ -131,7 +123,7 @@ def test_a_result_states_what_fixes_it(toy: ModelFile) -> None:
     assert document["tokens_per_second"] > 0
 
 
-def test_a_bar_with_tokens_per_second_goes_to_stderr(toy: ModelFile, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_with_tokens_per_second_goes_to_stderr(toy: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     measure(toy, progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -141,41 +133,39 @@ def test_a_bar_with_tokens_per_second_goes_to_stderr(toy: ModelFile, capsys: pyt
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_to_score_is_an_error(toy: ModelFile) -> None:
+def test_nothing_to_score_is_an_error(toy: Checkpoint) -> None:
     with pytest.raises(UserError, match=r"sample .* gives 31 tokens, toy needs 32"):
         measure(toy, tokens=31)
     with pytest.raises(UserError, match="no protocol 'windows'; there are windows-512-half, windows-512-all"):
-        perplexity.measure(toy, SAMPLE, backends.float32(), "windows")
+        perplexity.read(toy, SAMPLE, "windows")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nan_and_inf_fail(toy: ModelFile, value: float) -> None:
-    plain = backends.float32()
-    heads = []
+def test_nan_and_inf_fail(toy: Checkpoint, value: float) -> None:
+    plain, heads = reference.float32(toy), []
 
-    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        y = plain.linear(x, weight)
-        if len(weight) == CONFIG.vocabulary:
-            heads.append(y)
-            if len(heads) == 2:
-                y[4:] = value
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        y = plain.logits(states)
+        heads.append(y)
+        if len(heads) == 2:
+            y[4:] = value
         return y
 
     with pytest.raises(perplexity.NotFiniteError) as caught:
-        measure(toy, replace(plain, linear=linear), windows=3)
+        measure(toy, replace(plain, logits=logits), windows=3)
     assert "11 of 15 scored tokens of the window at token 64 have a NaN or infinite" in str(caught.value)
     assert "the first is token 85 " in str(caught.value)
 
 
-def test_a_broken_model_has_an_infinite_perplexity_and_no_traceback(toy: ModelFile) -> None:
-    plain = backends.float32()
-    broken = replace(plain, linear=lambda x, weight: plain.linear(x, weight) * (1e6 if len(weight) == 259 else 1))
+def test_a_broken_model_has_an_infinite_perplexity_and_no_traceback(toy: Checkpoint) -> None:
+    plain = reference.float32(toy)
+    broken = replace(plain, logits=lambda states: plain.logits(states) * 1e6)
     result = measure(toy, broken)
     assert result.perplexity == math.inf
     assert perplexity.compare(measure(toy), result).relative == math.inf
 
 
-def test_only_the_same_tokens_are_compared(toy: ModelFile) -> None:
+def test_only_the_same_tokens_are_compared(toy: Checkpoint) -> None:
     result = measure(toy)
     same = perplexity.compare(result, measure(toy))
     assert same == perplexity.Comparison(relative=0.0, largest_token=0.0, bitwise=True)
@@ -186,7 +176,7 @@ def test_only_the_same_tokens_are_compared(toy: ModelFile) -> None:
         perplexity.compare(result, measure(toy, windows=4))
 
 
-def test_the_relative_difference_is_of_perplexities(toy: ModelFile) -> None:
+def test_the_relative_difference_is_of_perplexities(toy: Checkpoint) -> None:
     result = measure(toy)
     worse = replace(result, nll=result.nll + np.float32(0.25), mean_nll=result.mean_nll + 0.25)
     compared = perplexity.compare(result, worse)
@@ -198,30 +188,20 @@ def test_the_relative_difference_is_of_perplexities(toy: ModelFile) -> None:
 # MXFP4
 
 
-def test_decoded_weights_are_the_formats(toy: ModelFile) -> None:
-    """Every matrix, the tied embedding included, has at most 15 values and a power of two per block of 32."""
-    model = llama.build(CONFIG, toy.weights, backends.decoded())
-    levels = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0}
-    assert set(model.matrices) == {name for name in toy.weights if not name.endswith("norm")}
-    for name, matrix in model.matrices.items():
-        assert matrix.shape == toy.weights[name].shape
-        blocks, original = (m.reshape(-1, 32).double() for m in (matrix, toy.weights[name]))
-        scale = 2.0 ** (torch.floor(torch.log2(original.abs().amax(1, keepdim=True))) - 2)
-        assert set((blocks / scale).abs().unique().tolist()) <= levels
-        assert ((blocks - original).abs() / scale).max() <= 2  # saturation: 8 - 6
-    result = measure(toy, backends.decoded())
+def test_decoded_weights_cost_something_and_say_so(toy: Checkpoint) -> None:
+    result = measure(toy, reference.decoded(toy))
     assert result.weights == "mxfp4 (floor, even)"
     assert perplexity.compare(measure(toy), result).largest_token > 1e-3
 
 
 @pytest.mark.parametrize("activations", ["fp16", "bf16"])
 def test_kernels_agree_with_float32_on_the_decoded_weights(
-    toy: ModelFile, device: Device, activations: Activations
+    toy: Checkpoint, device: Device, activations: Activations
 ) -> None:
-    found = perplexity.triple(toy, SAMPLE, device, "toy", activations=activations)
+    found = perplexity.triple(toy, read(toy), device, activations=activations)
     assert found.passed, found.message
     assert found.agreement.largest_token > 0  # it did go through rounded activations
-    assert found.limit.relative == {"fp16": 1e-3, "bf16": 5e-3}[activations]
+    assert found.limit.relative == {"fp16": 5e-3, "bf16": 1e-2}[activations]
     assert found.kernels.activations == activations
     assert (found.kernels.device_class, found.kernels.arithmetic) == (device.device_class, device.arithmetic)
     document = json.loads(json.dumps(found.to_json()))
@@ -230,45 +210,42 @@ def test_kernels_agree_with_float32_on_the_decoded_weights(
     assert document["original"]["weights"] == "float32"
 
 
-def test_a_triple_past_its_limit_fails_and_says_how_far(toy: ModelFile, device: Device) -> None:
-    honest = perplexity.triple(toy, SAMPLE, device, "toy")
-    for shift, passed in ((2e-3, False), (-2e-3, False), (5e-4, True), (-5e-4, True)):
+def test_a_triple_past_its_limit_fails_and_says_how_far(toy: Checkpoint, device: Device) -> None:
+    honest = perplexity.triple(toy, read(toy), device)
+    for shift, passed in ((6e-3, False), (-6e-3, False), (4e-3, True), (-4e-3, True)):
         wrong = replace(honest, agreement=replace(honest.agreement, relative=shift))
         assert wrong.passed is passed
-        assert f"{shift:+.2e} relative, {'within' if passed else 'past'} 0.001" in wrong.message
-
-
-def test_unknown_activations_are_refused() -> None:
-    with pytest.raises(UserError, match="no activations 'fp8'; there are fp16, bf16"):
-        backends.kernels(SimpleNamespace(), "fp8")  # type: ignore[arg-type]  # the error is what is tested
+        assert f"{shift:+.2e} relative, {'within' if passed else 'past'} 0.005" in wrong.message
 
 
 # The real model
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> ModelFile:
+def smollm2() -> Checkpoint:
     path = fetch.cached("smollm2")
     if path is None:
         pytest.skip("not measured: SmolLM2's perplexity; `mxharness fetch smollm2` puts the model into the cache")
-    return gguf.load(path)
+    return load.load(path)
 
 
-def test_smollm2_has_transformers_perplexity(smollm2: ModelFile) -> None:
-    result = perplexity.measure(smollm2, text.load_text("default"), backends.float32(), windows=1, tokens=512)
+def test_smollm2_has_transformers_perplexity(smollm2: Checkpoint) -> None:
+    reading = perplexity.read(smollm2, text.load_text("default"), tokens=512)
+    result = perplexity.measure(reading, reference.float32(smollm2))
     assert result.ids_sha256 == SMOLLM2_IDS
     assert result.spans == (Span(0, 512, 257),)
     assert abs(result.perplexity / SMOLLM2_REFERENCE - 1) <= 1e-4
 
 
-def test_smollm2_through_the_kernels_stays_within_its_limit(smollm2: ModelFile, device: Device) -> None:
-    found = perplexity.triple(smollm2, text.load_text("default"), device, windows=1, tokens=512)
+def test_smollm2_through_the_kernels_stays_within_its_limit(smollm2: Checkpoint, device: Device) -> None:
+    reading = perplexity.read(smollm2, text.load_text("default"), tokens=512)
+    found = perplexity.triple(smollm2, reading, device)
     assert found.passed, found.message
     assert found.kernels.scored == 255
     assert found.cost.relative > 0.1  # MXFP4 did reach the model: it costs a model this small a great deal
 
 
-def test_wikitext_has_303415_tokens(smollm2: ModelFile) -> None:
+def test_wikitext_has_303415_tokens(smollm2: Checkpoint) -> None:
     if not os.environ.get("MXHARNESS_WIKITEXT"):
         pytest.skip("not measured: the tokens of WikiText-2; MXHARNESS_WIKITEXT names no file")
     ids = encode(smollm2.vocabulary, text.load_text("wikitext-2").text)

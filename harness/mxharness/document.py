@@ -39,13 +39,13 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
     return document
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) beside `path` and rename it into place, so that no reader ever sees half a file."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes beside `path` and rename them into place, so that no reader ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

@@ -11,30 +11,63 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from mxharness import __version__
 from mxharness.errors import UserError
-from mxharness.model import backend as backends
-from mxharness.model import llama
-from mxharness.model.likelihood import window_nll
+from mxharness.model import likelihood
+from mxharness.model.kept import open_kept
+from mxharness.model.ranks import ALONE, Ranks
 from mxharness.model.tokenizer import encode, ids_sha256
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS, Span, select, spans
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mxharness.device import Device
-    from mxharness.model.backend import Activations, Backend
-    from mxharness.model.gguf import ModelFile
+    from mxharness.model.checkpoint import Checkpoint
+    from mxharness.model.decoder import Activations
+    from mxharness.model.likelihood import Ids
+    from mxharness.model.runner import Runner
     from mxharness.text import Text
 
-W = TypeVar("W")
+    Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
+
 _OVERFLOW = 700.0  # exp of more is no float64; a broken kernel gets there
 
 
 class NotFiniteError(ArithmeticError):
     """A scored token has a NaN or infinite log likelihood: the check failed, there is no perplexity."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as a model's tokens, cut into windows, and what fixes all of it."""
+
+    model: str
+    model_sha256: str
+    text: str
+    """The text's label: what it is, or that it is not WikiText-2."""
+    text_sha256: str
+    ids: Ids
+    ids_sha256: str
+    """Of the token stream the windows were cut from: int32, little-endian."""
+    protocol: str
+    available: tuple[Span, ...]
+    """Every window of the stream."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where the likelihoods of every token are kept, a folder for each runner."""
+
+    folder: Path
+    resume: bool = False
+    """Go on with what is there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +92,12 @@ class Result:
     perplexity: float
     mean_nll: float
     """Nats per scored token."""
-    nll: np.ndarray[tuple[int], np.dtype[np.float32]]
+    nll: Floats
     """(scored,) nats, in the order of the text."""
     tokens_per_second: float
-    """Tokens read, unscored ones included, by wall-clock time."""
+    """Tokens read, unscored ones included, by wall-clock time; 0 where all were on disk already."""
     backend: str
+    """The runner's name: "float32", "decoded" or "kernels"."""
     weights: str
     activations: str
     arithmetic: str
@@ -97,12 +131,12 @@ class Limit:
 
 LIMITS = {
     "fp16": Limit(
-        1e-3,
-        "same weights; activations rounded to fp16 (2^-11) before every linear layer, products summed in float32",
+        5e-3,
+        "same weights; every activation rounded to fp16 (2^-11), sums in float32: no change of perplexity that matters",
     ),
     "bf16": Limit(
-        5e-3,
-        "same weights; activations rounded to bf16 (2^-8) before every linear layer, which alone moves it by 2e-3",
+        1e-2,
+        "same weights; every activation rounded to bf16 (2^-8), which alone moves perplexity by 2e-3 and more",
     ),
 }
 
@@ -150,67 +184,136 @@ class Triple:
         }
 
 
-def measure(
-    file: ModelFile,
-    text: Text,
-    backend: Backend[W],
-    protocol: str = DEFAULT_PROTOCOL,
-    *,
-    windows: int | None = DEFAULT_WINDOWS,
-    tokens: int | None = None,
-    batch: int | None = None,
-    progress: bool = False,
-) -> Result:
-    """Perplexity of a model on a text.
+def read(checkpoint: Checkpoint, text: Text, protocol: str = DEFAULT_PROTOCOL, tokens: int | None = None) -> Reading:
+    """The windows of a text. tokens: only the first that many tokens of the text are used.
 
-    windows: how many evenly spaced windows, None for all. tokens: only the first that many tokens of the text are used.
-    batch: windows at once; by default 1 on a CPU and 8 on a GPU. progress: a bar with tokens/s on stderr.
-
-    Raises UserError for an unknown protocol and for a text that gives no window, NotFiniteError for NaN or Inf.
+    Raises UserError for an unknown protocol, a model without a tokenizer and a text that gives no window.
     """
-    import numpy as np
-
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol '{protocol}'; there are {', '.join(PROTOCOLS)}")
-    ids = encode(file.vocabulary, text.text)[:tokens]
+    ids = encode(checkpoint.vocabulary, text.text)[:tokens]
     available = spans(PROTOCOLS[protocol], len(ids))
     if not available:
         raise UserError(
             f"nothing to score: {text.label} gives {len(ids):,} tokens, {protocol} needs {PROTOCOLS[protocol].window}"
         )
-    chosen = select(available, windows)
-    model = llama.build(file.config, file.weights, backend)
-    batch = batch or (8 if backend.torch_device.type == "cuda" else 1)
-    start = time.perf_counter()
-    parts = []
-    for span, part in zip(chosen, window_nll(model, ids, chosen, batch=batch, progress=progress), strict=True):
-        _check_finite(part, span, backend)
-        parts.append(part)
-    nll = np.concatenate(parts)
+    return Reading(
+        checkpoint.name, checkpoint.sha256, text.label, text.sha256, ids, ids_sha256(ids), protocol, available
+    )
+
+
+def measure(
+    reading: Reading,
+    runner: Runner,
+    *,
+    windows: int | None = DEFAULT_WINDOWS,
+    batch: int | None = None,
+    progress: bool = False,
+    keep: Keep | None = None,
+    ranks: Ranks = ALONE,
+) -> Result:
+    """Perplexity of a model on a text.
+
+    windows: how many evenly spaced windows, None for all. batch: windows at once; by default 1 on a CPU and 8 on a GPU.
+    progress: a bar with tokens/s on stderr. keep: where the likelihoods of every token are kept, so that a measurement
+    that was killed can go on. ranks: the processes that share the work; each gets the whole result.
+
+    Raises NotFiniteError for NaN or Inf, UserError for a folder of `keep` that holds something else.
+    """
+    chosen = select(reading.available, windows)
+    batch = batch or likelihood.default_batch(runner)
+    groups = likelihood.batches(chosen, batch)
+    kept = None
+    if keep:
+        identity = _identity(reading, runner, len(chosen), batch)
+        opened = partial(open_kept, keep.folder / runner.name, identity)
+        if ranks.rank == 0:
+            kept = opened(resume=keep.resume)
+        ranks.wait()
+        kept = kept or opened(resume=True)
+    sizes = [sum(span.stop - span.first for span in group) for group in groups]
+    nll = np.zeros(sum(sizes), np.float32)
+    measured, start = 0, time.perf_counter()
+    name = f"{runner.name}, {runner.weights}" if progress and ranks.rank == 0 else ""
+    whole = kept.whole() if kept else None
+    with likelihood.progress_bar(
+        name, [span for i, group in enumerate(groups) if ranks.mine(i) for span in group]
+    ) as bar:
+        for i, group in enumerate(groups):
+            place = slice(sum(sizes[:i]), sum(sizes[: i + 1]))
+            if not ranks.mine(i):
+                continue
+            if whole is not None:
+                nll[place] = whole[place]
+                continue
+            part = kept.batch(i, sizes[i]) if kept else None
+            if part is None:
+                columns = likelihood.over_batch([runner], reading.ids, group, lambda _: likelihood.nll)
+                part = np.concatenate([column["nll"] for column in columns]).astype(np.float32)
+                _check_finite(part, group, runner)
+                measured += likelihood.read(group)
+                if kept:
+                    kept.keep(i, part)
+            nll[place] = part
+            bar(likelihood.read(group))
+    nll = ranks.gathered(nll)
     seconds = time.perf_counter() - start
+    if kept and ranks.rank == 0 and whole is None:
+        kept.finish(nll, chosen, len(groups))
+    ranks.wait()
     mean = float(nll.mean(dtype="float64"))
     return Result(
-        model=file.name,
-        model_sha256=file.sha256,
-        text=text.label,
-        text_sha256=text.sha256,
-        ids_sha256=ids_sha256(ids),
-        tokens=len(ids),
-        protocol=protocol,
+        model=reading.model,
+        model_sha256=reading.model_sha256,
+        text=reading.text,
+        text_sha256=reading.text_sha256,
+        ids_sha256=reading.ids_sha256,
+        tokens=len(reading.ids),
+        protocol=reading.protocol,
         windows=len(chosen),
-        windows_available=len(available),
+        windows_available=len(reading.available),
         spans=chosen,
         scored=len(nll),
         perplexity=math.exp(mean) if mean < _OVERFLOW else math.inf,
         mean_nll=mean,
         nll=nll,
-        tokens_per_second=sum(span.stop - span.start for span in chosen) / seconds,
-        backend=backend.name,
-        weights=backend.weights,
-        activations=backend.activations,
-        arithmetic=backend.arithmetic,
-        device_class=backend.device_class,
+        tokens_per_second=measured * ranks.count / seconds,
+        backend=runner.name,
+        weights=runner.weights,
+        activations=runner.activations,
+        arithmetic=runner.arithmetic,
+        device_class=runner.device_class,
     )
+
+
+def _identity(reading: Reading, runner: Runner, windows: int, batch: int) -> dict[str, object]:
+    """What fixes every bit of a measurement, but the machine."""
+    import torch
+
+    return {
+        "model": reading.model,
+        "model_sha256": reading.model_sha256,
+        "text": reading.text,
+        "text_sha256": reading.text_sha256,
+        "ids_sha256": reading.ids_sha256,
+        "protocol": reading.protocol,
+        "windows": windows,
+        "batch": batch,
+        "weights": runner.weights,
+        "activations": runner.activations,
+        "arithmetic": runner.arithmetic,
+        "device_class": runner.device_class,
+        "kernels": kernels_sha256() if runner.name == "kernels" else "",
+        "torch": torch.__version__,
+        "mxharness": __version__,
+    }
+
+
+def kernels_sha256() -> str:
+    """Of every text under kernels/."""
+    from mxharness.device.source import shipped
+
+    return hashlib.sha256(repr(shipped().files).encode()).hexdigest()
 
 
 def compare(reference: Result, candidate: Result) -> Comparison:
@@ -230,27 +333,22 @@ def compare(reference: Result, candidate: Result) -> Comparison:
 
 
 def triple(
-    file: ModelFile,
-    text: Text,
+    checkpoint: Checkpoint,
+    reading: Reading,
     device: Device,
-    protocol: str = DEFAULT_PROTOCOL,
     *,
     activations: Activations = "fp16",
     scale_rule: str = "floor",
     tie_rule: str = "even",
-    windows: int | None = DEFAULT_WINDOWS,
-    tokens: int | None = None,
-    batch: int | None = None,
-    progress: bool = False,
+    measured: Callable[[Runner], Result] | None = None,
 ) -> Triple:
-    """Float32, MXFP4 decoded in float32, and MXFP4 through `device`'s kernels; the arguments are `measure`'s."""
+    """Float32, MXFP4 decoded in float32, and MXFP4 through `device`'s kernels. measured: `measure` with its options."""
+    from mxharness.model import decoder, reference
 
-    def run(backend: Backend[W]) -> Result:
-        return measure(file, text, backend, protocol, windows=windows, tokens=tokens, batch=batch, progress=progress)
-
-    through_kernels = backends.kernels(device, activations, scale_rule, tie_rule)
-    original = run(backends.float32(device.torch_device))
-    decoded = run(backends.decoded(device.torch_device, scale_rule, tie_rule))
+    run = measured or partial(measure, reading)
+    through_kernels = decoder.kernels(checkpoint, device, activations, scale_rule, tie_rule)
+    original = run(reference.float32(checkpoint, device.torch_device))
+    decoded = run(reference.decoded(checkpoint, device.torch_device, scale_rule, tie_rule))
     kernels = run(through_kernels)
     return Triple(
         original=original,
@@ -262,13 +360,13 @@ def triple(
     )
 
 
-def _check_finite(nll: np.ndarray[tuple[int], np.dtype[np.float32]], span: Span, backend: Backend[W]) -> None:
-    import numpy as np
-
-    bad = np.flatnonzero(~np.isfinite(nll))
-    if len(bad):
-        hint = "; fp16 holds activations up to 65504, try bf16" if backend.activations == "fp16" else ""
-        raise NotFiniteError(
-            f"{len(bad)} of {len(nll)} scored tokens of the window at token {span.start} have a NaN or infinite log "
-            f"likelihood, the first is token {span.first + int(bad[0])} ({backend.name}, {backend.weights}{hint})"
-        )
+def _check_finite(nll: Floats, group: Sequence[Span], runner: Runner) -> None:
+    for span in group:
+        part, nll = np.split(nll, [span.stop - span.first])
+        bad = np.flatnonzero(~np.isfinite(part))
+        if len(bad):
+            hint = "; fp16 holds activations up to 65504, try bf16" if runner.activations == "fp16" else ""
+            raise NotFiniteError(
+                f"{len(bad)} of {len(part)} scored tokens of the window at token {span.start} have a NaN or infinite "
+                f"log likelihood, the first is token {span.first + int(bad[0])} ({runner.name}, {runner.weights}{hint})"
+            )

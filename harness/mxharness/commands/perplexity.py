@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +16,9 @@ from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS
 
 if TYPE_CHECKING:
     from mxharness.document import Labelled
-    from mxharness.model.backend import Activations
-    from mxharness.model.gguf import ModelFile
+    from mxharness.model.checkpoint import Checkpoint
+    from mxharness.model.decoder import Activations
+    from mxharness.model.runner import Runner
     from mxharness.perplexity import Result, Triple
     from mxharness.text import Text
 
@@ -60,7 +62,7 @@ def fetch(name: str, as_json: bool) -> int:
 
 
 @click.command()
-@click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
+@click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a file or folder.")
 @click.option(
     "--text",
     default="auto",
@@ -96,6 +98,14 @@ def fetch(name: str, as_json: bool) -> int:
     show_default=True,
     help="What a linear layer's input is rounded to before the kernels.",
 )
+@click.option("--batch", type=click.IntRange(min=1), help="Windows at once.  [default: host 1, GPU 8]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep the likelihood of every token there, batch by batch.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what --out holds; refused where anything has changed.")
 @common.device_option
 @click.option("--fast", is_flag=True, help="The host device's float32 arithmetic: faster, other bits.")
 @common.json_option
@@ -108,51 +118,67 @@ def perplexity(
     limit: int | None,
     weights: Weights,
     activations: Activations,
+    batch: int | None,
+    out: Path | None,
+    resume: bool,
     device: str,
     fast: bool,
     as_json: bool,
 ) -> int:
     """Measure a model in float32 and in MXFP4.
 
-    Exits 1 where the kernels move the perplexity by more than the rounding of activations can.
+    Exits 1 where the kernels move the perplexity by more than the rounding of activations can. On several GPUs:
+    torchrun --nproc-per-node N -m mxharness perplexity ...
     """
     from mxharness import perplexity as measuring
     from mxharness.device import open_device
-    from mxharness.model import backend as backends
+    from mxharness.model import decoder, ranks, reference
 
-    opened = open_device(device, fast=fast)
-    file, words = _load(model, text)
-    where = opened.torch_device
-    triple = None
-    try:
-        if weights == "all":
-            triple = measuring.triple(
-                file, words, opened, protocol, activations=activations, windows=windows, tokens=limit, progress=True
+    if resume and out is None:
+        raise UserError("--resume goes on with what --out names; it needs --out")
+    with ranks.joined() as here:
+        opened = open_device(device, fast=fast)
+        checkpoint, words = load(model, text)
+        reading = measuring.read(checkpoint, words, protocol, limit)
+        keep = measuring.Keep(out, resume) if out else None
+
+        def measured(runner: Runner) -> Result:
+            return measuring.measure(
+                reading, runner, windows=windows, batch=batch, progress=True, keep=keep, ranks=here
             )
-            results = [triple.original, triple.decoded, triple.kernels]
-        else:
-            choices: dict[str, Callable[[], Any]] = {
-                "float32": lambda: backends.float32(where),
-                "decoded": lambda: backends.decoded(where),
-                "mxfp4": lambda: backends.kernels(opened, activations),
-            }
-            backend = choices[weights]()
-            results = [measuring.measure(file, words, backend, protocol, windows=windows, tokens=limit, progress=True)]
-    except (measuring.NotFiniteError, KernelFailure) as error:
-        if as_json:
-            common.print_json({"passed": False, "message": str(error)})
-        else:
-            click.echo(f"FAIL: {error}")
-        return common.MISMATCH
-    passed = triple is None or triple.passed
+
+        choices: dict[str, Callable[[], Runner]] = {
+            "float32": lambda: reference.float32(checkpoint, opened.torch_device),
+            "decoded": lambda: reference.decoded(checkpoint, opened.torch_device),
+            "mxfp4": lambda: decoder.kernels(checkpoint, opened, activations),
+        }
+        triple = None
+        try:
+            if weights == "all":
+                triple = measuring.triple(checkpoint, reading, opened, activations=activations, measured=measured)
+                results = [triple.original, triple.decoded, triple.kernels]
+            else:
+                results = [measured(choices[weights]())]
+        except (measuring.NotFiniteError, KernelFailure) as error:
+            if as_json:
+                common.print_json({"passed": False, "message": str(error)})
+            else:
+                click.echo(f"FAIL: {error}")
+            return common.MISMATCH
+        passed = triple is None or triple.passed
+        if here.rank == 0:
+            _print(results, triple, words.note, as_json=as_json)
+    return common.PASS if passed else common.MISMATCH
+
+
+def _print(results: list[Result], triple: Triple | None, note: str, *, as_json: bool) -> None:
     document = triple.to_json() if triple else results[0].to_json()
     if as_json:
-        common.print_json({**document, "note": words.note})
-    else:
-        _print_results(results, words.note)
-        if triple:
-            click.echo(f"{'PASS' if passed else 'FAIL'}: {triple.message}")
-    return common.PASS if passed else common.MISMATCH
+        common.print_json({**document, "note": note})
+        return
+    _print_results(results, note)
+    if triple:
+        click.echo(f"{'PASS' if triple.passed else 'FAIL'}: {triple.message}")
 
 
 def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
@@ -165,14 +191,14 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
     from mxharness.device import open_device
 
     opened = open_device(device)
-    file, words = _load(model, "auto")
+    checkpoint, words = load(model, "auto")
+    reading = measuring.read(checkpoint, words)
+    measured = partial(measuring.measure, reading, windows=windows or DEFAULT_WINDOWS, progress=True)
     try:
-        triple = measuring.triple(
-            file, words, opened, activations=_ACTIVATIONS, windows=windows or DEFAULT_WINDOWS, progress=True
-        )
+        triple = measuring.triple(checkpoint, reading, opened, activations=_ACTIVATIONS, measured=measured)
     except (measuring.NotFiniteError, KernelFailure) as error:
         return {
-            "name": file.name,
+            "name": checkpoint.name,
             "text": words.label,
             "protocol": DEFAULT_PROTOCOL,
             "weights": "mxfp4",
@@ -185,31 +211,27 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
 
 
 def require_model(model: str) -> None:
-    """Raise UserError where `model` is neither a name that `fetch` knows nor a .gguf file that is there."""
+    """Raise UserError where `model` is neither a name that `fetch` knows nor a model that is there."""
     from mxharness import fetch as fetching
+    from mxharness.model.load import find
 
-    if model in fetching.ARTEFACTS:
-        return
-    if Path(model).suffix != ".gguf":
-        raise UserError(f"no model '{model}'; there are {', '.join(fetching.ARTEFACTS)} and the path of a .gguf file")
-    if not Path(model).is_file():
+    if model not in fetching.ARTEFACTS and not find(model).exists():
         raise UserError(f"no model file {model}; `mxharness fetch smollm2` gets one")
 
 
-def _load(model: str, source: str) -> tuple[ModelFile, Text]:
-    """The model called `model`, fetched if need be, or the GGUF file of that path; and a text.
+def load(model: str, source: str) -> tuple[Checkpoint, Text]:
+    """The model called `model`, fetched if need be, or of that path; and a text.
 
     Raises UserError; for a name that does not exist, before anything is downloaded.
     """
-    from mxharness import fetch as fetching
-    from mxharness.model import gguf
+    from mxharness.model.load import load as load_model
     from mxharness.text import load_text
 
     require_model(model)
     text = load_text(source)
     if text.note:
         click.echo(f"mxharness: {text.note}; measuring on {text.label}", err=True)
-    return gguf.load(fetching.fetch(model) if model in fetching.ARTEFACTS else Path(model)), text
+    return load_model(model), text
 
 
 def _row(triple: Triple, words: Text) -> Labelled:

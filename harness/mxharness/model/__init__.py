@@ -1,5 +1,5 @@
 """Real models whose weights can be held in MXFP4 and multiplied by the project's own kernels.
 
-gguf.py reads a file, tokenizer.py turns text into ids, llama.py is the decoder, backend.py says with which
-weights and which arithmetic its contractions run.
+load.py reads one as a checkpoint, tokenizer.py turns text into ids; reference.py runs it in float32 torch, decoder.py
+on the kernels, and what measures a model takes either as a runner.
 """

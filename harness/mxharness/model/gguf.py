@@ -9,18 +9,16 @@ The order of rows changes no MXFP4 byte: blocks run along the input dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mxharness.errors import UserError
-from mxharness.model.checkpoint import Checkpoint, Stored, Vocabulary, collect, values
+from mxharness.model.checkpoint import Checkpoint, Stored, Vocabulary, collect
 from mxharness.model.config import ModelConfig, Weight
 from mxharness.model.gguf_file import GgufFile, rows
 from mxharness.model.gguf_file import read as read_file
-from mxharness.model.llama import LlamaConfig
 from mxharness.model.tensorfile import Entry, file_sha256
 
 if TYPE_CHECKING:
@@ -256,24 +254,3 @@ def _vocabulary(file: GgufFile) -> Vocabulary | None:
         merges=_field(file, "tokenizer.ggml.merges", tuple),
         pre_tokenizer=_field(file, "tokenizer.ggml.pre", str),
     )
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A llama model as llama.py takes it; tensors are float32 on the CPU."""
-
-    name: str
-    sha256: str
-    config: LlamaConfig
-    weights: Mapping[str, torch.Tensor]
-    vocabulary: Vocabulary
-
-
-def load(path: Path) -> ModelFile:
-    """A GGUF file of architecture llama with every tensor decoded. Raises UserError, as `read` does."""
-    found = read(path)
-    if found.config.architecture != "llama" or not isinstance(found.vocabulary, Vocabulary):
-        raise UserError(f"{path.name} holds no model of architecture 'llama' with a tokenizer")
-    config = LlamaConfig(**{one.name: getattr(found.config, one.name) for one in fields(LlamaConfig)})
-    weights = {name: values(stored) for name, stored in found.tensors.items()}
-    return ModelFile(found.name, found.sha256, config, weights, found.vocabulary)

@@ -1,78 +1,111 @@
-"""The negative log likelihood of every scored token of a model's windows."""
+"""What models say of every scored token of their windows: negative log likelihoods, or any function of the logits."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from mxharness.model import llama
+import numpy as np
+import torch
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from mxharness.model.llama import Llama
+    from mxharness.model.runner import Runner
     from mxharness.protocols import Span
 
-W = TypeVar("W")
-_HEAD_ROWS = 1024  # positions whose logits exist at once: 200 MB of float32 at 49,152 words
+Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+Columns = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
+"""Names to values, a row for each scored token."""
+Reduce = Callable[[slice, torch.Tensor, Sequence[torch.Tensor]], Mapping[str, torch.Tensor]]
+"""(rows among the window's scored tokens, their ids (R,), the runners' logits (R, vocabulary)) -> columns of R rows."""
+HEAD_ROWS = 256
+"""Positions whose logits exist at once: 50 MB of float32 at 49,152 words."""
 
 
-def window_nll(
-    model: Llama[W],
-    ids: np.ndarray[tuple[int], np.dtype[np.int32]],
+def batches(windows: Sequence[Span], size: int) -> list[list[Span]]:
+    """Consecutive windows of one length, at most `size` at a time: what goes through a model together."""
+    groups: list[list[Span]] = []
+    for span in windows:
+        last = groups[-1] if groups else []
+        if last and len(last) < size and span.stop - span.start == last[0].stop - last[0].start:
+            last.append(span)
+        else:
+            groups.append([span])
+    return groups
+
+
+def over_batch(
+    runners: Sequence[Runner], ids: Ids, group: Sequence[Span], reduce_of: Callable[[Span], Reduce]
+) -> list[Columns]:
+    """The columns of each window of one batch; runners on one device.
+
+    ids (T,) int32: the stream. reduce_of: for a window the function that makes columns of logits.
+
+    Raises UserError where a window or an id does not fit the model.
+    """
+    stream = torch.from_numpy(ids.astype(np.int64))
+    read = torch.stack([stream[span.start : span.stop] for span in group])
+    with torch.inference_mode():
+        states = [runner.hidden_states(read) for runner in runners]
+        return [
+            _columns(
+                runners,
+                [rows[i, span.first - 1 - span.start : -1] for rows in states],
+                stream[span.first : span.stop].to(states[0].device),
+                reduce_of(span),
+            )
+            for i, span in enumerate(group)
+        ]
+
+
+def over_windows(
+    runners: Sequence[Runner],
+    ids: Ids,
     windows: Sequence[Span],
+    reduce_of: Callable[[Span], Reduce],
     *,
     batch: int = 1,
-    progress: bool = False,
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    """For each window, in order, the NLL of its scored tokens in nats. progress: a bar with tokens/s on stderr."""
-    import numpy as np
-    import torch
+    progress: str = "",
+) -> Iterator[Columns]:
+    """The columns of each window, in order; arguments as in `over_batch`. progress: the name of a bar on stderr."""
+    with progress_bar(progress, windows) as shown:
+        for group in batches(windows, batch):
+            yield from over_batch(runners, ids, group, reduce_of)
+            shown(read(group))
+
+
+def nll(_rows: slice, targets: torch.Tensor, logits: Sequence[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The column "nll": -log softmax(logits)[target] in nats, float32."""
+    return {"nll": torch.nn.functional.cross_entropy(logits[0], targets, reduction="none")}
+
+
+def read(windows: Sequence[Span]) -> int:
+    """Tokens that go through a model, unscored ones included."""
+    return sum(span.stop - span.start for span in windows)
+
+
+@contextmanager
+def progress_bar(name: str, windows: Sequence[Span]) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr with tokens/s, none without a name; the function it gives counts tokens."""
     from tqdm import tqdm
 
-    stream = torch.from_numpy(ids.astype(np.int64))
-    bar = tqdm(
-        total=sum(span.stop - span.start for span in windows),
-        desc=f"{model.backend.name}, {model.backend.weights}",
-        unit="tok",
-        disable=not progress,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    )
-    with bar:
-        for group in _batches(windows, batch):
-            read = torch.stack([stream[span.start : span.stop] for span in group])
-            with torch.inference_mode():
-                states = llama.hidden_states(model, read)
-                found = [
-                    _nll(model, rows[span.first - 1 - span.start : -1], stream[span.first : span.stop])
-                    for span, rows in zip(group, states, strict=True)
-                ]
-            bar.update(read.numel())
-            yield from found
+    interval = 0.5 if sys.stderr.isatty() else 10
+    with tqdm(total=read(windows), desc=name, unit="tok", disable=not name, mininterval=interval) as bar:
+        yield bar.update
 
 
-def _batches(windows: Sequence[Span], batch: int) -> Iterator[list[Span]]:
-    """Consecutive windows of one length, at most `batch` at a time."""
-    group: list[Span] = []
-    for span in windows:
-        if group and (len(group) == batch or span.stop - span.start != group[0].stop - group[0].start):
-            yield group
-            group = []
-        group.append(span)
-    if group:
-        yield group
+def default_batch(runner: Runner) -> int:
+    """Windows at once: one on a CPU, eight on a GPU."""
+    return 8 if runner.torch_device.type == "cuda" else 1
 
 
-def _nll(model: Llama[W], states: torch.Tensor, targets: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """States (R, hidden) that predict targets (R,) -> (R,) float32."""
-    import torch
-
-    parts = []
-    targets = targets.to(states.device)
-    for row in range(0, len(targets), _HEAD_ROWS):
-        logits = llama.logits(model, states[row : row + _HEAD_ROWS])
-        parts.append(torch.nn.functional.cross_entropy(logits, targets[row : row + _HEAD_ROWS], reduction="none"))
-    nll: np.ndarray[tuple[int], np.dtype[np.float32]] = torch.cat(parts).cpu().numpy()
-    return nll
+def _columns(
+    runners: Sequence[Runner], states: Sequence[torch.Tensor], targets: torch.Tensor, reduce: Reduce
+) -> Columns:
+    parts: list[Mapping[str, torch.Tensor]] = []
+    for row in range(0, len(targets), HEAD_ROWS):
+        rows = slice(row, min(row + HEAD_ROWS, len(targets)))
+        logits = [runner.logits(state[rows]) for runner, state in zip(runners, states, strict=True)]
+        parts.append(reduce(rows, targets[rows], logits))
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}

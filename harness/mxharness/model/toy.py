@@ -10,18 +10,10 @@ import torch
 
 from mxharness import mxfp4
 from mxharness.functional.rope import Yarn
-from mxharness.model import checkpoint as checkpoints
-from mxharness.model import llama
-from mxharness.model.checkpoint import Checkpoint, Stored
+from mxharness.model.checkpoint import Checkpoint, Stored, Vocabulary
 from mxharness.model.config import ModelConfig
 from mxharness.model.config import weights as weights_of
-from mxharness.model.gguf import ModelFile, Vocabulary
 from mxharness.mxfp4 import Quantized
-
-CONFIG = llama.LlamaConfig(
-    layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, head_size=16, vocabulary=259,
-    rope_base=1e4, norm_epsilon=1e-5, context=128, tied=True,
-)  # fmt: skip
 
 
 def byte_vocabulary() -> Vocabulary:
@@ -30,32 +22,6 @@ def byte_vocabulary() -> Vocabulary:
     others = [byte for byte in range(256) if byte not in plain]
     symbols = [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(others))]
     return Vocabulary((*symbols, "12", "th", "<|end|>"), ("1 2", "t h"), "smollm")
-
-
-def random_weights(config: llama.LlamaConfig = CONFIG, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights at a scale that gives logits of a few units, so that attention and likelihoods are far from uniform."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {
-        "q": (64, 64),
-        "k": (32, 64),
-        "v": (32, 64),
-        "o": (64, 64),
-        "gate": (96, 64),
-        "up": (96, 64),
-        "down": (64, 96),
-    }
-    weights = {}
-    for name in llama.weight_names(config):
-        what = name.rsplit(".", 1)[-1]
-        shape = (64,) if what.endswith("norm") else sizes.get(what, (config.vocabulary, 64))
-        noise = torch.randn(shape, generator=generator)
-        weights[name] = 1 + 0.1 * noise if what.endswith("norm") else 0.25 * noise
-    return weights
-
-
-def model() -> ModelFile:
-    """Two layers, a byte vocabulary, a tied head."""
-    return ModelFile("toy", "1" * 64, CONFIG, random_weights(), byte_vocabulary())
 
 
 LLAMA = ModelConfig(
@@ -94,7 +60,7 @@ def checkpoint(config: ModelConfig = LLAMA, seed: int = 0) -> Checkpoint:
         weight.name: Stored(weight.shape, "MXFP4" if isinstance(tensor, Quantized) else "F32", partial(_same, tensor))
         for weight, tensor in zip(weights_of(config), tensors.values(), strict=True)
     }
-    return Checkpoint(f"toy {config.architecture}", sha256(tensors), config, stored, _vocabulary())
+    return Checkpoint(f"toy {config.architecture}", sha256(tensors), config, stored, byte_vocabulary())
 
 
 def sha256(tensors: Mapping[str, torch.Tensor | Quantized]) -> str:
@@ -108,8 +74,3 @@ def sha256(tensors: Mapping[str, torch.Tensor | Quantized]) -> str:
 
 def _same(tensor: torch.Tensor | Quantized) -> torch.Tensor | Quantized:
     return tensor
-
-
-def _vocabulary() -> checkpoints.Vocabulary:
-    words = byte_vocabulary()
-    return checkpoints.Vocabulary(words.tokens, words.merges, words.pre_tokenizer)

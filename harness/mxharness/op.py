@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -145,6 +145,10 @@ class Operand:
     """How many of its last dimensions together are K."""
 
 
+ONE_STAGE: Mapping[Gate, str] = {"composed": "one stage, whose bound is the whole function's"}
+"""Op.without of a function that rounds no intermediate result."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One consumer of MXFP4 weights: everything the suites need to judge it."""
@@ -175,6 +179,8 @@ class Op:
     places: Callable[[Case, Tensors], Mapping[str, Mapping[str, torch.Tensor]]] | None = None
     """What the place of an element means, by output and by name: "head", "expert", "K block" (pattern.Places), from
     the tensors that golden gets. None: its indices."""
+    without: Mapping[Gate, str] = field(default_factory=dict, hash=False)
+    """Of an operator that rounds, the gates under which no case of it can be judged, and why."""
     operands: Callable[[Case], Mapping[str, Operand]] | None = None
     """By output that is a contraction, the input to zero where a failure is sought along K; None: there is none."""
 

@@ -13,7 +13,7 @@ from mxharness.device import open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
-from mxharness.judge import digest
+from mxharness.judge import digest, gates
 from mxharness.op import GATES, Case
 from mxharness.ops import OPS, find, select
 
@@ -58,6 +58,13 @@ def test_every_tolerance_says_why():
     assert all(op.tolerance.why and op.tolerance.source for op in OPS)
     assert all(op.tolerance.ceiling > 0 for op in OPS if op.tolerance.unit_roundoff)
     assert all(op.tolerance.composed_ceiling > 0 for op in OPS if op.composed)
+
+
+def test_every_operator_that_rounds_is_judged_by_every_gate_or_says_why_not(op):
+    met = {gate for case in op.cases for gate in gates(op, case)}
+    assert not met & set(op.without)
+    assert met | set(op.without) == ({"exact"} if met == {"exact"} else set(GATES) - {"exact"})
+    assert all(op.without.values())
 
 
 def test_a_name_selects_an_operator_and_a_file_all_of_its():

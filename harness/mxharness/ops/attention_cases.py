@@ -1,19 +1,16 @@
-"""Cases of the attention operators, their inputs, how more are drawn, and what the places of their outputs mean.
+"""Cases of the attention operators, their inputs, and how more are drawn.
 
 What lies in a cache past a sequence's length, and pages of no sequence, are NaN, so that a key too many shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from hypothesis import strategies as st
 
-from mxharness import mxfp4, places, regimes
-from mxharness.op import Case, Operand, Tensors
-from mxharness.ops.kv_cache import HEAD_DIMS, angles, cached, tables
-from mxharness.pattern import Places
+from mxharness import mxfp4, regimes
+from mxharness.op import Case, Tensors
+from mxharness.ops.kv_cache import HEAD_DIMS, angles, tables
 
 PROJECTIONS = ("q", "k", "v")
 N_OUT = 17
@@ -36,6 +33,8 @@ OUTPUT = (
     ),
     Case("attention_output_projection", (2048, 1, 18, 1, 64)),
 )
+SEEN = 32
+"""Equal keys that each query sees where values are integers: a power of two, by which their sum is divided exactly."""
 CORE = (
     *(
         Case("attention", shape, regime=regime, dtype=dtype, options=options)
@@ -59,9 +58,11 @@ CORE = (
             ((1, 3, 2, 1, 32, 130), "blocked", ()),
             ((1, 9, 2, 1, 32, 132), "infinite", ()),
             ((1, 3, 4, 2, 32, 130), "faint", ("sinks",)),
+            ((3, 5, 4, 2, 64, 132), "integers", (f"window={SEEN}",)),
         )
         for dtype in ("bf16", "fp16")
     ),
+    Case("attention", (1, 16, 4, 1, 64, 330), "cancelling", "fp16", options=("scale=0.06",)),
     Case("attention", (2048, 1, 1, 1, 32, 2)),
     Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
     Case("attention", (1, 40, 1, 1, 32, 70), options=("full",)),  # rows of several blocks see keys after their own
@@ -164,9 +165,11 @@ def is_fused(case: Case) -> bool:
 def _core_inputs(case: Case) -> Tensors:
     B, T, H, Hkv, D, S = case.shape
     rng = regimes.generator(case, "lengths")
-    lengths = torch.from_numpy(rng.integers(T, S + 1, B)).to(torch.int32)
+    least = T + (SEEN - 1 if case.regime == "integers" else 0)
+    lengths = torch.from_numpy(rng.integers(least, S + 1, B)).to(torch.int32)
     lengths[0] = 0 if "empty" in case.options else S
-    plain = Case(f"{case.op} core", case.shape, dtype=case.dtype, seed=case.seed)
+    regime = case.regime if case.regime == "integers" else "normal"
+    plain = Case(f"{case.op} core", case.shape, regime, case.dtype, seed=case.seed)
     q = regimes.activations(plain, (B, T, H, D), "q") * (30 if case.regime == "large" else 1)
     if case.regime in ("blocked", "faint", "infinite"):  # then the first element of a key shifts its scores
         q[..., 0] = 1
@@ -192,6 +195,8 @@ def _core_inputs(case: Case) -> Tensors:
 def _arranged(case: Case, name: str, rows: torch.Tensor) -> torch.Tensor:
     """Keys or values (B, Hkv, S, D) as the case's regime wants them.
 
+    cancelling  half of the values nearly cancel the other half under weights that are nearly the same: what float32
+              sums lose on the way shows in 16 bits
     blocked   a whole chunk of keys has scores of -Inf: weight 0, not NaN
     faint     chunks whose weights no half could hold decide the result, as their values are so much larger
     infinite  two values are Inf, in one half of a word each, that some queries of the block do not see: one's weight is
@@ -199,8 +204,10 @@ def _arranged(case: Case, name: str, rows: torch.Tensor) -> torch.Tensor:
     """
     S, keys = rows.shape[2], name == "k"
     match case.regime:
-        case "equal" if keys:
+        case "equal" | "integers" if keys:
             return rows[:, :, :1].expand_as(rows).contiguous()
+        case "cancelling" if not keys:
+            return torch.where(torch.arange(S) < S // 2, 1, -1).unsqueeze(-1) * (rows * 0.15 + 1)
         case "blocked" if keys:
             rows[:, :, :70, 0] = -torch.inf
         case "faint":
@@ -269,32 +276,3 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.sampled_from(("bf16", "fp16")),
         st.integers(0, 10_000),
     )
-
-
-def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
-    """Head, KV head, position of whatever has heads; row and feature of the output."""
-    if case.op == "attention":
-        B, T, _, Hkv = case.shape[:4]
-        return {"y": places.heads(tensors["y"], Hkv, tensors["lengths"][:B] - T)}
-    if case.op == "attention_output_projection":
-        return {"y": places.product(tensors["y"], "sequence", "token")}
-    D, found = case.shape[4 if case.op.endswith("qkv_projection") else 5], {}
-    for name in PROJECTIONS:
-        y = tensors[name]
-        feature = torch.arange(y.shape[-1]).expand(*([1] * (y.ndim - 1)), -1)
-        rows = ("row",) if y.ndim == 2 else ("sequence", "token")
-        found[name] = {**places.product(y, *rows), "head": feature // D, "dimension": feature % D}
-    if case.op.endswith("qkv_projection"):
-        return found
-    Hkv, positions = case.shape[3], tensors["positions"]
-    heads = {name: places.heads(tensors[name], Hkv, positions) for name in ("rotated", "heads") if name in tensors}
-    caches = cached(case, tensors, case.shape[1])
-    return {**found, **heads, **caches, "y": places.product(tensors["y"], "sequence", "token")}
-
-
-def operands(case: Case) -> Mapping[str, Operand]:
-    """The projections' rows; of an output that follows attention, its weight."""
-    if case.op == "attention_output_projection":
-        return {"y": Operand("x", 2)}
-    rows = {name: Operand("x") for name in PROJECTIONS}
-    return rows if case.op.endswith("qkv_projection") else {**rows, "y": Operand("codes")}

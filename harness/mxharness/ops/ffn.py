@@ -18,9 +18,9 @@ from mxharness.bounds import Bounded, apply, contraction, exact, gamma, rounded
 from mxharness.device import Device
 from mxharness.functional import ffn
 from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
-from mxharness.ops import activations, ffn_integers, swiglu
+from mxharness.ops import activation_bits, activations, ffn_integers, swiglu
 from mxharness.ops.gemm import linear, linear_bits
-from mxharness.ops.norm import added, norm
+from mxharness.ops.norm import added, added_bits, norm
 from mxharness.pattern import Places
 
 DTYPES = ("bf16", "fp16")
@@ -131,11 +131,21 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:
-    """Every projection, in bits."""
-    return {
+    """Every stage, in bits."""
+    found = {
         name: linear_bits(x, tensors[f"{weight}_codes"], tensors[f"{weight}_scales"], bias, dtype)
         for name, (x, weight, bias, dtype) in _contractions(case, tensors).items()
     }
+    x, activation = tensors["x"], _activation(case)
+    branches = [tensors[name] for name in ("gate", "up") if name in tensors]
+    found["activated"] = activation_bits.activated(getattr(activation_bits, activation), x.dtype, *branches)
+    if case.op == "ffn_residual":
+        s, bias = tensors.get("sum", x), tensors.get("norm_bias")
+        if "residual" in tensors:
+            found["sum"] = added_bits(x, tensors["residual"], x.dtype)
+        found["normed"] = activation_bits.normed(_norm(case), s, tensors["norm_weight"], bias, EPS)
+        found["y"] = added_bits(s, tensors["down"], x.dtype)
+    return found
 
 
 def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:

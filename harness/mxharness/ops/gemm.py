@@ -18,7 +18,7 @@ from mxharness import functional, mxfp4, places, regimes, tensor_core
 from mxharness import golden as reference
 from mxharness.bounds import quantum
 from mxharness.device import Device
-from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
+from mxharness.op import ONE_STAGE, Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.pattern import Places
 
 REGIMES = ("normal", "codes", "integers", "wide", "positive", "outliers", "extreme", "nan", "overflow", "infinite")
@@ -245,6 +245,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
         tolerance=TOLERANCE,
         fuzz=draw,
         predict=predict,
+        without=ONE_STAGE,
         places=where,
         operands=lambda case: {"y": Operand("x")},
         row_axis="E" if batch else "M",

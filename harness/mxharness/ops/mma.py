@@ -15,7 +15,7 @@ from mxharness import golden as reference
 from mxharness import places, regimes, tensor_core
 from mxharness.bounds import quantum
 from mxharness.device import Device
-from mxharness.op import Case, Expected, Op, Operand, Tensors, Tolerance
+from mxharness.op import ONE_STAGE, Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.pattern import Places, along
 
 REGIMES = ("normal", "integers", "wide", "positive", "subnormal", "denormal", "specials")
@@ -102,6 +102,7 @@ OP = Op(
     ),
     fuzz=fuzz,
     predict=predict,
+    without=ONE_STAGE,
     places=where,
     operands=lambda case: {"d": Operand("a")},
     row_axis="P",

@@ -15,7 +15,7 @@ from mxharness import functional, mxfp4, tensor_core
 from mxharness import golden as reference
 from mxharness.bounds import Bounded, contraction, exact, gamma, quantum, rounded
 from mxharness.op import Case, Expected, Tensors
-from mxharness.ops import activations
+from mxharness.ops import activation_bits, activations, elementary_bits
 from mxharness.ops.gemm import linear_bits, linear_dense, linear_dense_bits, weight_quantum
 
 
@@ -105,15 +105,35 @@ def _product(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -
 
 
 def predict(case: Case, tensors: Tensors) -> Tensors:
-    """The bits of the contractions: logits, and for moe_forward gate_up and down of the actual experts."""
-    x = tensors["x"]
-    found = {"logits": linear_dense_bits(x, tensors["router_weight"], tensors["router_bias"], torch.float32)}
+    """Every stage in bits but the ids, which are exact in golden: products of the actual experts."""
+    x, ids = tensors["x"], tensors["ids"]
+    logits = tensors["logits"].gather(1, ids.long().clamp(0, tensors["logits"].shape[1] - 1))
+    found = {
+        "logits": linear_dense_bits(x, tensors["router_weight"], tensors["router_bias"], torch.float32),
+        "weights": _softmax_bits(logits),
+    }
     if case.op == "moe_router":
         return found
     rows = x.unsqueeze(1).expand(-1, chosen(case), -1)
     found["gate_up"] = _product_bits(tensors, "gate_up", rows, x.dtype)
     found["down"] = _product_bits(tensors, "down", tensors["h"], torch.float32)
+    alpha, limit = activation(case)
+    function = partial(activation_bits.swiglu_limited, alpha=alpha, limit=limit)
+    found["h"] = activation_bits.activated(function, x.dtype, *_branches(tensors["gate_up"]))
+    total = torch.zeros_like(tensors["down"][:, 0])
+    for slot in range(chosen(case)):
+        total = total + tensors["weights"][:, slot, None] * tensors["down"][:, slot]
+    found["y"] = total.to(x.dtype)
     return found
+
+
+def _softmax_bits(logits: torch.Tensor) -> torch.Tensor:
+    """Of k logits, the largest first: exponentials over their sum, added in this order from 0."""
+    each = torch.from_numpy(elementary_bits.compute("exp", (logits - logits[:, :1]).numpy()))
+    total = torch.zeros_like(each[:, 0])
+    for slot in range(each.shape[1]):
+        total = total + each[:, slot]
+    return each / total[:, None]
 
 
 def _product_bits(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -41,7 +41,7 @@ FAULTS = tuple(
             "right for small scores, Inf and NaN for large ones",
             "return m == -__uint_as_float(0x7f800000u) ? 0.0f : m;",
             "return 0.0f;",
-            "bound",
+            "predicted",
         ),
         (
             "head-stride-of-another-layout",
@@ -120,6 +120,32 @@ FAULTS = tuple(
             "if (specials && special<T>(pair[i])) pair[i] = 0;",
             "",
             "bound",
+        ),
+        (
+            "chunks-joined-from-the-last",
+            "split-KV decoding, whose parts are merged in any order",
+            "within every bound, and other bits than the declared order: the last chunk of keys comes first",
+            "for (int chunk = begin; chunk < end; ++chunk) {",
+            "for (int chunk = end - 1; chunk >= begin; --chunk) {",
+            "predicted",
+        ),
+        (
+            "weights-summed-before-their-rounding",
+            "generic: softmax in float32, weights in 16 bits",
+            "the sum that divides is not that of the weights that were used: it is taken before they are rounded",
+            "each[j] = __fadd_rn(widen(p[0]), widen(p[1]));",
+            "for (int i = 0; i < 2; ++i) s[0][j][2 * half + i] = visible[j][2 * half + i] ? "
+            "exp32(__fsub_rn(s[0][j][2 * half + i], base(top[half]))) : 0.0f;\n"
+            "                each[j] = __fadd_rn(s[0][j][2 * half], s[0][j][2 * half + 1]);",
+            "predicted",
+        ),
+        (
+            "softmax-of-an-approximate-exponential",
+            "generic: ex2.approx, __expf",
+            "within every bound, and other bits on other GPUs: weights err by two units in the last place",
+            _SOFTMAX,
+            _SOFTMAX.replace("exp32(", "__uint_as_float(~3u & __float_as_uint(exp32(").replace(" :", ")) :"),
+            "predicted",
         ),
         (
             "barrier-dropped-before-scores",

@@ -159,10 +159,10 @@ def slot(name: str, shape: tuple[int, ...], form: str) -> Slot:
 
 
 def key(name: str, value: object) -> bytes:
-    """The bytes of a key and its value: bool, int (uint32), float (float32), str, or a tuple of one of them."""
+    """The bytes of a key and its value: bool, int (uint32), float (float32), str, or a tuple of bool, int32 or str."""
     if isinstance(value, tuple):
-        kind, _ = _encoded(value[0])
-        body = struct.pack("<IIQ", _ARRAY, kind, len(value)) + b"".join(_encoded(item)[1] for item in value)
+        items = [(5, struct.pack("<i", item)) if type(item) is int else _encoded(item) for item in value]
+        body = struct.pack("<IIQ", _ARRAY, items[0][0], len(items)) + b"".join(data for _, data in items)
     else:
         kind, data = _encoded(value)
         body = struct.pack("<I", kind) + data

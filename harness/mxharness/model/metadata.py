@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mxharness import __version__
 from mxharness.errors import UserError
 from mxharness.model import gguf_file
 from mxharness.model.checkpoint import Checkpoint, Vocabulary
@@ -122,7 +121,8 @@ def quantization_config(*, experts: bool, left: Sequence[str]) -> dict[str, Any]
         "format": PACKED_FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "format": PACKED_FORMAT}},
-        "ignore": sorted(left),
+        # A tied head is no tensor of the file, and a linear layer all the same.
+        "ignore": sorted({"lm_head", *left}),
     }
 
 
@@ -130,7 +130,7 @@ def _notes(rules: str) -> dict[str, bytes]:
     values: dict[str, object] = {
         "general.file_type": FILE_TYPE,
         "general.quantization_version": 2,
-        "general.quantized_by": f"mxharness {__version__}",
+        "general.quantized_by": "mxharness",
         NOTE: rules,
     }
     return {name: key(name, value) for name, value in values.items()}

@@ -66,8 +66,9 @@ class Report:
     sqnr: float | None
     """Of all weights that were quantised, taken together, in dB."""
     before: int
-    """Bytes of the weights' files."""
+    """Bytes of the files of weights that were read; 0 for a model in memory."""
     after: int
+    """Bytes of the file of weights that was written."""
 
     def to_json(self) -> dict[str, Any]:
         """Every field, rows as objects."""
@@ -90,7 +91,7 @@ class _Plan:
 
 
 def quantise(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     target: Path,
     form: Form | None = None,
     *,
@@ -102,8 +103,8 @@ def quantise(
 ) -> Report:
     """Write the model at `source` to `target` with its matrices in MXFP4.
 
-    source: what `load` takes, or a GGUF or safetensors file of any architecture where the form stays the same. form:
-    "gguf", a file, or "safetensors", a folder; by default by the target's name. Rules as `mxfp4.quantize`. only, skip:
+    source: what `load` takes or gives, or a GGUF or safetensors file of any architecture where the form stays the same.
+    form: "gguf", a file, or "safetensors", a folder; by default by the target's name. Rules as `mxfp4.quantize`. only, skip:
     names of tensors in the target's naming, with * and ?; without `only`, embeddings, heads, routers, norms and
     convolutions stay as they are. Tensors that are MXFP4 already are copied, never quantised again. progress: a bar.
 
@@ -121,7 +122,7 @@ def quantise(
         raise UserError(f"{target}: a GGUF file's name ends in .gguf, and a folder of safetensors has another")
     if os.path.lexists(target):
         raise UserError(f"{target} is there already and is not written over; choose another name or remove it")
-    plan = _plan(load.find(source), form, f"mxfp4 ({scale_rule}, {tie_rule})")
+    plan = _plan(source, form, f"mxfp4 ({scale_rule}, {tie_rule})")
     if not plan.parts:
         raise UserError(f"{source} holds no tensors")
     why = select(plan.parts, form, only, skip, experts_only=plan.experts)
@@ -135,7 +136,10 @@ def quantise(
     return Report(target, rows, f"mxfp4 ({scale_rule}, {tie_rule})", sqnr, plan.before, after)
 
 
-def _plan(source: Path, form: Form, rules: str) -> _Plan:
+def _plan(source: str | Path | Checkpoint, form: Form, rules: str) -> _Plan:
+    if isinstance(source, Checkpoint):
+        return _gguf(source, 0, rules) if form == "gguf" else _safetensors(source, 0)
+    source = load.find(source)
     if source.suffix == ".gguf":
         before = source.stat().st_size if source.is_file() else 0
         return _same_gguf(source, before, rules) if form == "gguf" else _safetensors(load.load(source), before)
@@ -183,6 +187,8 @@ def _safetensors(model: Checkpoint, before: int) -> _Plan:
     def beside(target: Path, left: Sequence[str]) -> None:
         if isinstance(model.vocabulary, Vocabulary):
             (target / "tokenizer.json").write_text(to_json(model.vocabulary), encoding="utf-8")
+        elif model.vocabulary is not None:
+            shutil.copyfile(model.vocabulary, target / "tokenizer.json")
         _write_config(target, document, experts, left)
 
     return _Plan(list(to_safetensors(model)), "safetensors", experts, before, _safetensors_head, beside)

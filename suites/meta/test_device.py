@@ -14,6 +14,7 @@ from mxharness.device import cuda, host, open_device, toolchain
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
 from mxharness.execution import Fenced, execute
+from mxharness.judge import digest, judge
 from mxharness.op import Case
 from mxharness.ops import find
 
@@ -194,8 +195,6 @@ def test_write_into_an_input_is_named():
 
 
 def test_fast_mode_has_other_bits_and_stays_within_the_bound():
-    from mxharness.judge import digest, judge
-
     op, case = find("gemm"), Case("gemm", (33, 70, 160), regime="wide", options=("fp32",))
     inputs = op.make_inputs(case)
     fast, exact = (execute(op, case, open_device("host", fast=mode), inputs) for mode in (True, False))
@@ -213,6 +212,21 @@ def test_flush_to_zero_on_the_callers_thread_does_not_reach_kernels(cpu):
     finally:
         torch.set_flush_denormal(False)
     assert torch.equal(before.view(torch.int32), after.view(torch.int32))
+
+
+def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_it_not_again():
+    edited = shipped().replaced("mma.cuh", "#pragma once\n", "#pragma once\nconstexpr int added = 0;\n")
+    assert edited.included("gemm.cu") == {
+        *("gemm.cu", "gemm.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh", "host/tensor_core.h")
+    }
+    assert host.compile_library(edited, "norm.cu", fast=False) == host.compile_library(shipped(), "norm.cu", fast=False)
+    quick, slow = (host.compile_library(edited, "gemm.cu", fast=False, optimised=best) for best in (None, True))
+    assert len({quick, slow, host.compile_library(shipped(), "gemm.cu", fast=False)}) == 3
+    op = find("gemm")
+    for case in op.cases[::7]:
+        inputs = op.make_inputs(case)
+        both = (execute(op, case, open_device("host", sources=texts), inputs) for texts in (shipped(), edited))
+        assert len({digest(execution.outputs) for execution in both}) == 1, case
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])

@@ -38,7 +38,8 @@ FLAGS = (
     "-shared",
     "-w",  # NVIDIA's headers and CUDA's pragmas; nvcc is the compiler whose warnings count
 )
-
+QUICK_FLAGS = (*(flag for flag in FLAGS if flag != "-O3"), "-O1", "-ftree-vectorize")
+"""For texts that are run a few times, as planted faults: compiled in a third of the time, the same bits."""
 CHECKED_FLAGS = (
     *(flag for flag in FLAGS if flag not in ("-O3", "-shared")),
     "-O1",
@@ -157,11 +158,18 @@ def _unit_flags(unit: Unit) -> list[str]:
 
 
 def compile_library(
-    sources: Sources, name: str, *, fast: bool, unit: Unit | None = None, checked: bool = False
+    sources: Sources,
+    name: str,
+    *,
+    fast: bool,
+    unit: Unit | None = None,
+    checked: bool = False,
+    optimised: bool | None = None,
 ) -> Path:
     """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise.
 
     checked: with a call before every memory access, and locals filled with a pattern.
+    optimised: all the way; None: where the file and its headers are those in kernels/.
     """
     folder = sources.folder()
     signature = "(const unsigned* grid, const unsigned* block, void* const* arguments)"
@@ -173,7 +181,13 @@ def compile_library(
     )
     text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
     mode = [*(["-DCPU_FLOAT32_MMA"] if fast else []), *(_unit_flags(unit) if unit else [])]
-    flags = [*CHECKED_FLAGS, *_local_poison(), *mode] if checked else [*FLAGS, *mode]
+    texts = (name, "host/cuda_on_cpu.h", "host/hooks.cpp")
+    digest = sources.digest(*texts)
+    if optimised is None:
+        optimised = digest == shipped().digest(*texts)
+    flags = [*(FLAGS if optimised else QUICK_FLAGS), *mode]
+    if checked:
+        flags = [*CHECKED_FLAGS, *_local_poison(), *mode]
     command = [compiler(), *flags, "-x", "c++", "-I", str(folder), *_include(), "-", "-o"]
 
     def build(out: Path) -> None:
@@ -187,7 +201,7 @@ def compile_library(
         finally:
             kernels.unlink(missing_ok=True)
 
-    return compiled("host", ".so", (text, sources.digest(name), *flags, *_tool_key()), build)
+    return compiled("host", ".so", (text, digest, *flags, *_tool_key()), build)
 
 
 class HostDevice:
@@ -198,19 +212,28 @@ class HostDevice:
     torch_device = torch.device("cpu")
 
     def __init__(
-        self, sources: Sources, *, fast: bool, unit: Unit | None = None, settings: Settings | None = None
+        self,
+        sources: Sources,
+        *,
+        fast: bool,
+        unit: Unit | None = None,
+        settings: Settings | None = None,
+        optimised: bool | None = None,
     ) -> None:
+        """optimised: of its libraries, see `compile_library`."""
         self.sources = sources
         self.settings = settings or Settings()
         self.unit = unit
         self.fast = fast
+        self.optimised = optimised
         self.arithmetic = "float32" if fast else "tensor-core"
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.runtime = _runtime(str(shipped().folder()))
 
     def configured(self, **changes: Any) -> HostDevice:  # noqa: ANN401  dataclasses.replace's own signature
         """The same kernels under other settings."""
-        other = HostDevice(self.sources, fast=self.fast, unit=self.unit, settings=replace(self.settings, **changes))
+        settings = replace(self.settings, **changes)
+        other = HostDevice(self.sources, fast=self.fast, unit=self.unit, settings=settings, optimised=self.optimised)
         if bool(other.settings.checks) == bool(self.settings.checks):
             other._libraries = self._libraries
         return other
@@ -288,7 +311,9 @@ class HostDevice:
     def _library(self, source: str) -> ctypes.CDLL:
         if source not in self._libraries:
             checked = bool(self.settings.checks)
-            library = compile_library(self.sources, source, fast=self.fast, unit=self.unit, checked=checked)
+            library = compile_library(
+                self.sources, source, fast=self.fast, unit=self.unit, checked=checked, optimised=self.optimised
+            )
             self._libraries[source] = ctypes.CDLL(str(library))
         return self._libraries[source]
 

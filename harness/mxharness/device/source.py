@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mxharness import paths
 from mxharness.errors import UserError
 
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^;{]*?\)\s+)?(\w+)\(')
+_INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 _PARAMETER = re.compile(r"[\s*&](\w+)\s*$")
 
 
@@ -64,9 +65,24 @@ class Sources:
                 return tuple(match[1] if (match := _PARAMETER.search(part)) else "" for part in each)
         return ()
 
-    def digest(self, name: str) -> str:
-        """The sha256 over a file and every header it may include."""
-        parts = [text for path, text in self.files if path == name or not path.endswith(".cu")]
+    def included(self, name: str) -> frozenset[str]:
+        """A file and all files of the project that it includes, directly or not."""
+        texts = dict(self.files)
+        found: set[str] = set()
+        left = [name]
+        while left:
+            file = left.pop()
+            if file in texts and file not in found:
+                found.add(file)
+                beside = PurePath(file).parent
+                for other in _INCLUDE.findall(texts[file]):
+                    left += [other, (beside / other).as_posix()]
+        return frozenset(found)
+
+    def digest(self, *names: str) -> str:
+        """The sha256 over files and all that they include; over every text there is where none is named."""
+        wanted = frozenset[str]().union(*map(self.included, names))
+        parts = [part for file in self.files if not names or file[0] in wanted for part in file]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def folder(self) -> Path:
@@ -75,8 +91,7 @@ class Sources:
         Not kernels/ itself: what is cached under the digest of a text must have been compiled from that text, also
         when somebody saves a file in the meantime.
         """
-        digest = hashlib.sha256(repr(self.files).encode()).hexdigest()[:24]
-        target = paths.cache() / "sources" / digest
+        target = paths.cache() / "sources" / self.digest()[:24]
         if target.exists():
             return target
         with _writing(target.parent):

@@ -148,21 +148,8 @@ def launches(op_name: str, device_name: str) -> frozenset[str]:
 def units(sources: Sources, file: str) -> tuple[str, ...]:
     """The .cu files that hold a file, themselves or by #include; the smallest first. UserError for no such file."""
     sources.text(file)
-    names = [name for name in sources.names() if file in included(sources, name)]
+    names = [name for name in sources.names() if file in sources.included(name)]
     return tuple(sorted(names, key=lambda name: len(sources.text(name))))
-
-
-def included(sources: Sources, name: str) -> frozenset[str]:
-    """A file and all that it includes."""
-    known = {path for path, _ in sources.files}
-    found: set[str] = set()
-    left = [name]
-    while left:
-        file = left.pop()
-        if file in known and file not in found:
-            found.add(file)
-            left += [part.split('"')[1] for part in sources.text(file).splitlines() if part.startswith('#include "')]
-    return frozenset(found)
 
 
 # ---------------------------------------------------------------------------------------------- one edit
@@ -181,18 +168,20 @@ def _agreed(op_name: str, case: Case, device_name: str) -> str:
 
 
 def _compiled(sources: Sources, unit: str, device: Device) -> Path:
+    """Optimised as far as it goes: what the compiler can prove to be the same becomes so."""
     if isinstance(device, cuda.CudaDevice):
         return cuda.compile_cubin(sources, unit, device.architecture)
-    return host.compile_library(sources, unit, fast=False)
+    return host.compile_library(sources, unit, fast=False, optimised=True)
 
 
 def try_edit(sources: Sources, file: str, device_name: str, op_name: str = "") -> Tried:
     """Judge kernels whose text of `file` was edited: every operator that it reaches, or one; in this process."""
     started = time.monotonic()
     healthy = _healthy(device_name)
-    device = open_device(device_name, sources=sources)
-    if isinstance(device, host.HostDevice):
-        device = device.configured(seconds=HANGS)
+    if isinstance(healthy, host.HostDevice):
+        device: Device = host.HostDevice(sources, fast=False, settings=host.Settings(seconds=HANGS), optimised=True)
+    else:
+        device = open_device(device_name, sources=sources)
     different, made = [], []
     try:
         for unit in units(sources, file):
@@ -303,7 +292,7 @@ def _result(mutant: Mutant, tried: Tried) -> MutantResult:
 
 
 def _line(result: MutantResult) -> str:
-    return json.dumps(result.row() | {"kernel": shipped().digest(result.mutant.file)}) + "\n"
+    return json.dumps(result.row() | {"kernel": shipped().digest()}) + "\n"
 
 
 def _resume(out: Path, mutants: Sequence[Mutant]) -> dict[Mutant, Tried]:
@@ -317,7 +306,7 @@ def _resume(out: Path, mutants: Sequence[Mutant]) -> dict[Mutant, Tried]:
                 *(row[name] for name in ("verdict", "detector", "message", "seconds"))
             )
             for row in rows
-            if row["kernel"] == shipped().digest(row["file"]) and row["verdict"] in ("killed", "equivalent")
+            if row["kernel"] == shipped().digest() and row["verdict"] in ("killed", "equivalent")
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out} is no result of `mxharness mutants`; give another --out") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from mxharness import pattern
@@ -60,7 +61,7 @@ def _describe(
     distance = torch.where(verdict.bad, (output.double() - verdict.want).abs().nan_to_num(torch.inf), -1.0)
     worst_by = torch.where(verdict.bad, verdict.ratio, -1.0) if gate in ("bound", "composed") else distance
     flat = int(worst_by.argmax())
-    place = [int(i) for i in torch.unravel_index(torch.tensor(flat), output.shape)]
+    place = [int(i) for i in np.unravel_index(flat, output.shape)]
     got, want = output.flatten()[flat].item(), verdict.want.flatten()[flat].item()
     ratio = float(verdict.ratio.flatten()[flat])
     bounded = gate in ("bound", "composed")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from mxharness.errors import UserError
-from mxharness.op import Case, Op
+from mxharness.op import Case, Op, Tensors
 from mxharness.ops import (
     attention,
     dequant,
@@ -60,12 +60,15 @@ def select(name: str) -> tuple[Op, ...]:
     return found
 
 
-@cache
 def costs(op: Op) -> Mapping[Case, int]:
     """The bytes of each case's inputs: what ranks cases by how long they take."""
+    return _sizes(op.make_inputs, op.cases)
+
+
+@cache
+def _sizes(make_inputs: Callable[[Case], Tensors], cases: tuple[Case, ...]) -> Mapping[Case, int]:
     return {
-        case: sum(tensor.numel() * tensor.element_size() for tensor in op.make_inputs(case).values())
-        for case in op.cases
+        case: sum(tensor.numel() * tensor.element_size() for tensor in make_inputs(case).values()) for case in cases
     }
 
 

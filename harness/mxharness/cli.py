@@ -14,7 +14,9 @@ import click
 from mxharness import __version__
 from mxharness.commands import common
 from mxharness.commands.baseline import baseline
+from mxharness.commands.evaluate import evaluate
 from mxharness.commands.faults import faults, mutants
+from mxharness.commands.gate import gate
 from mxharness.commands.generate import generate
 from mxharness.commands.look import info, list_
 from mxharness.commands.manifest import manifest
@@ -45,8 +47,10 @@ for command in (
     info,
     fetch,
     perplexity,
-    generate,
+    gate,
     quantize,
+    generate,
+    evaluate,
     baseline,
     faults,
     mutants,

@@ -22,10 +22,11 @@ from mxharness import mxfp4
 from mxharness.errors import UserError
 from mxharness.functional.rope import rope_table
 from mxharness.model import config as models
+from mxharness.model.checkpoint import packed, values
 from mxharness.model.runner import Runner, check_ids, weights_words
 
 if TYPE_CHECKING:
-    from mxharness.model.checkpoint import Checkpoint
+    from mxharness.model.checkpoint import Checkpoint, Stored
     from mxharness.model.config import ModelConfig
 
 Weights = Mapping[str, torch.Tensor]
@@ -92,7 +93,7 @@ def float32(checkpoint: Checkpoint, torch_device: torch.device | None = None) ->
 
     Raises UserError where torch is set to multiply float32 with reduced precision.
     """
-    return _runner("float32", checkpoint, torch_device, weights_words(checkpoint), lambda weight: weight)
+    return _runner("float32", checkpoint, torch_device, weights_words(checkpoint), values)
 
 
 def decoded(
@@ -104,11 +105,10 @@ def decoded(
     MXFP4. Raises UserError for an unknown rule and where torch multiplies float32 with reduced precision.
     """
 
-    def round_trip(weight: torch.Tensor) -> torch.Tensor:
-        return mxfp4.dequantize(*mxfp4.quantize(weight, scale_rule, tie_rule))[..., : weight.shape[-1]]
+    def decode(stored: Stored) -> torch.Tensor:
+        return mxfp4.dequantize(*packed(stored, scale_rule, tie_rule))[..., : stored.shape[-1]]
 
-    words = weights_words(checkpoint, f"{scale_rule}, {tie_rule}")
-    return _runner("decoded", checkpoint, torch_device, words, round_trip)
+    return _runner("decoded", checkpoint, torch_device, weights_words(checkpoint, f"{scale_rule}, {tie_rule}"), decode)
 
 
 def _runner(
@@ -116,7 +116,7 @@ def _runner(
     checkpoint: Checkpoint,
     torch_device: torch.device | None,
     words: str,
-    round_trip: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[Stored], torch.Tensor],
 ) -> Runner:
     if torch.get_float32_matmul_precision() != "highest":
         raise UserError("torch multiplies float32 with reduced precision; call set_float32_matmul_precision('highest')")
@@ -124,14 +124,10 @@ def _runner(
     device_class = "cpu"
     if where.type == "cuda":
         device_class = "sm_{}{}".format(*torch.cuda.get_device_capability(where))
-    weights: dict[str, torch.Tensor] = {}
-    for weight in models.weights(config):
-        stored = checkpoint.tensors[weight.name].read()
-        if isinstance(stored, torch.Tensor):
-            values = round_trip(stored) if weight.packed else stored
-        else:
-            values = mxfp4.dequantize(*stored)[..., : weight.shape[-1]]
-        weights[weight.name] = values.to(where)
+    weights = {
+        weight.name: (decode if weight.packed else values)(checkpoint.tensors[weight.name]).to(where)
+        for weight in models.weights(config)
+    }
 
     def states_of(ids: torch.Tensor) -> torch.Tensor:
         check_ids(config, ids)

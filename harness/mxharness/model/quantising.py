@@ -104,8 +104,8 @@ def quantise(
     """Write the model at `source` to `target` with its matrices in MXFP4.
 
     source: what `load` takes or gives, or a GGUF or safetensors file of any architecture where the form stays the same.
-    form: "gguf", a file, or "safetensors", a folder; by default by the target's name. Rules as `mxfp4.quantize`. only, skip:
-    names of tensors in the target's naming, with * and ?; without `only`, embeddings, heads, routers, norms and
+    form: "gguf", a file, or "safetensors", a folder; by default by the target's name. Rules as `mxfp4.quantize`. only,
+    skip: names of tensors in the target's naming, with * and ?; without `only`, embeddings, heads, routers, norms and
     convolutions stay as they are. Tensors that are MXFP4 already are copied, never quantised again. progress: a bar.
 
     Raises UserError for what cannot be read, is there already, or fits no pattern; nothing is left behind then.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import torch
 
 from mxharness import mxfp4
@@ -61,6 +63,19 @@ def checkpoint(config: ModelConfig = LLAMA, seed: int = 0) -> Checkpoint:
         for weight, tensor in zip(weights_of(config), tensors.values(), strict=True)
     }
     return Checkpoint(f"toy {config.architecture}", sha256(tensors), config, stored, byte_vocabulary())
+
+
+def stable(config: ModelConfig) -> Checkpoint:
+    """Weights from a hash of their names, the same bits on every machine and with every version of torch."""
+    stored = {}
+    for weight in weights_of(config):
+        count = math.prod(weight.shape)
+        noise = np.frombuffer(hashlib.shake_128(weight.name.encode()).digest(count), np.int8).reshape(weight.shape)
+        value = torch.from_numpy(noise.astype(np.float32)) / 256  # uniform in -0.5 .. 0.5, exact
+        if weight.name.endswith("norm"):
+            value = 1 + value / 8
+        stored[weight.name] = Stored(weight.shape, "F32", partial(_same, value))
+    return Checkpoint(f"stable toy {config.architecture}", "0" * 64, config, stored, byte_vocabulary())
 
 
 def sha256(tensors: Mapping[str, torch.Tensor | Quantized]) -> str:

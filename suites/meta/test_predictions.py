@@ -39,9 +39,10 @@ def triples() -> np.ndarray:
     any_bits = rng.integers(0, 2**32, (3, 500), dtype=np.uint32).view(np.float32)
     a, b = rng.uniform(1, 2, (2, 500)).astype(np.float32)
     cancelled = np.stack((a, b, -(a * b)))
-    tie = np.float32(1 + 2.0**-12) * np.ones(500, np.float32)  # its square is 2^-24 past 1 + 2^-11: half a unit
+    # Products half-way between two neighbours, of which the lower and the upper one is even.
+    ties = np.array([(1 + 2.0**-12, 1 + 2.0**-12), (1 + 2.0**-12, 1 + 3 * 2.0**-12)], np.float32).repeat(250, 0).T
     tiny = np.ldexp(rng.uniform(-1, 1, 500), rng.integers(-149, -60, 500)).astype(np.float32)
-    ties = np.stack((tie, tie, tiny))
+    ties = np.concatenate((ties, tiny[None]))
     halves = np.stack((np.ldexp(a, -70), np.ldexp(b, -70), np.ldexp(rng.integers(-9, 9, 500), -149).astype(np.float32)))
     found = np.concatenate((any_bits, cancelled, ties, halves.astype(np.float32)), 1)
     return found[:, np.isfinite(found).all(0)]
@@ -76,14 +77,13 @@ def test_a_step_of_zeros_is_what_the_unit_makes_of_it(bits, accumulator, roundin
     """Steps without products are not computed; beside a row that has some they are."""
     unit = Unit(fraction_bits=bits, accumulator=accumulator, rounding=rounding)
     rng = np.random.default_rng(0)
-    a = rng.standard_normal((3, 64)).astype(np.float16).astype(np.float64)
-    a[:2, 16:32] = a[:2, 48:] = 0.0
-    b = rng.standard_normal((5, 64)).astype(np.float16).astype(np.float64)
+    a, b = (rng.standard_normal((rows, 64)).astype(np.float16).astype(np.float64) for rows in (3, 5))
     c = rng.standard_normal((3, 5)).astype(np.float32).astype(np.float64)
-    c[0, 0] = -0.0
-    c[1, 1] = -(2.0**-149)
-    alone, beside = tensor_core.mma(c[:2], a[:2], b, "fp16", unit), tensor_core.mma(c, a, b, "fp16", unit)[:2]
-    assert alone.view(np.int64).tolist() == beside.view(np.int64).tolist()
+    c[0, 0], c[1, 1] = -0.0, -(2.0**-149)
+    for empty in ((16, 32), (48, 64), (0, 64)):
+        a[:2, slice(*empty)] = 0.0
+        alone, beside = tensor_core.mma(c[:2], a[:2], b, "fp16", unit), tensor_core.mma(c, a, b, "fp16", unit)[:2]
+        assert alone.view(np.int64).tolist() == beside.view(np.int64).tolist()
 
 
 # ---------------------------------------------------------------------------------------------- an H100's digests

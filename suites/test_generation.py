@@ -12,6 +12,7 @@ import pytest
 import torch
 from mxharness import mxfp4
 from mxharness.cli import main
+from mxharness.device import open_device
 from mxharness.errors import KernelFailure, UserError
 from mxharness.functional import lm_head_probabilities
 from mxharness.model import tokenizer, toy
@@ -162,17 +163,17 @@ def test_draws_follow_the_probabilities(device):
     assert (np.abs(counts[likely] - wanted) < 4 * spread).all()
 
 
-def test_graphs_change_nothing(device):
-    """On a GPU steps become graphs when settings repeat; with graphs and without, the tokens are the same."""
+def test_graphs_and_devices_change_nothing(device):
+    """On a GPU steps become graphs when settings repeat; with graphs, without, and on the host the tokens are equal."""
     settings = [{}] * 5 + [{"temperature": 0.8, "top_k": 20}] * 5 + [{}] * 4
     found = []
-    for graphs in (False, True):
-        adapter = loaded(device, toy.checkpoint(toy.GPT_OSS), graphs=graphs)
+    for where, graphs in ((device, False), (device, True), (open_device("host"), True)):
+        adapter = loaded(where, toy.checkpoint(toy.GPT_OSS), graphs=graphs)
         state = adapter.allocate_state(64, 2)
         adapter.prefill([[1, 2, 3], [4]], state)
         found.append([adapter.decode_next_token(state, **each) for each in settings])
-        assert (state.captured is not None) == (graphs and device.name == "cuda")
-    assert found[0] == found[1]
+        assert (state.captured is not None) == (graphs and where.name == "cuda")
+    assert found[0] == found[1] == found[2]
 
 
 # Memory

@@ -109,6 +109,11 @@ def _contractions(
     return found
 
 
+def kept(tensors: Tensors) -> torch.Tensor:
+    """What the layer's result is added to (M, K): the sum of x and the residual, or x."""
+    return tensors.get("sum", tensors["x"])
+
+
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     """All stages: sum, normed, gate, up, activated, down, y, as far as the function has them."""
     stages = {
@@ -126,7 +131,7 @@ def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
         if "residual" in tensors:
             stages["sum"] = added(x, tensors["residual"], x.dtype)
         stages["normed"] = norm(_norm(case), s, tensors["norm_weight"], tensors.get("norm_bias"), EPS)
-        stages["y"] = added(s, tensors["down"], x.dtype)
+        stages["y"] = added(kept(tensors), tensors["down"], x.dtype)
     return stages
 
 
@@ -144,7 +149,7 @@ def predict(case: Case, tensors: Tensors) -> Tensors:
         if "residual" in tensors:
             found["sum"] = added_bits(x, tensors["residual"], x.dtype)
         found["normed"] = activation_bits.normed(_norm(case), s, tensors["norm_weight"], bias, EPS)
-        found["y"] = added_bits(s, tensors["down"], x.dtype)
+        found["y"] = added_bits(kept(tensors), tensors["down"], x.dtype)
     return found
 
 

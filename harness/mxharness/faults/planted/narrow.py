@@ -51,13 +51,13 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="lost-residual-in-the-stage's-reference",
         seen_in="generic: the reference is the code itself",
-        symptom="the layer's result is added to x, and the stage's reference was written from the kernel",
+        symptom="the layer's result is added to x, and the stage's references were written from the kernel",
         change=FunctionChange("mxharness.functional.ffn", "residual_stages", 'made.get("sum", x)', "x"),
         also=FunctionChange(
             "mxharness.ops.ffn",
-            "golden",
-            'stages["y"] = added(s, tensors["down"], x.dtype)',
-            'stages["y"] = added(x, tensors["down"], x.dtype)',
+            "kept",
+            'return tensors.get("sum", tensors["x"])',
+            'return tensors["x"]',
         ),
         op="ffn_residual",
         detector="composed",
@@ -65,12 +65,20 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="root-by-batch",
         seen_in="flashinfer issue 3559",
-        symptom="within the bound, and other bits in a batch: from three rows on a coarser square root is taken",
+        symptom="within the bound, and other bits in a batch: from three rows on a coarser square root is taken, "
+        "which the prediction takes, too",
         change=KernelChange(
             "norm.cu",
             "    const float inverse = rsqrt32(__fadd_rn(square, eps));\n",
             "    float inverse = rsqrt32(__fadd_rn(square, eps));\n"
             "    if (gridDim.x > 2) inverse = __uint_as_float(__float_as_uint(inverse) & 0xfffffff0u);\n",
+        ),
+        also=FunctionChange(
+            "mxharness.ops.activation_bits",
+            "normed",
+            "rsqrt(_mean(rows * rows) + _F(eps))",
+            "(rsqrt(_mean(rows * rows) + _F(eps)).view(np.uint32) & np.uint32(0xFFFFFFF0 | 15 * (len(rows) < 3)))"
+            ".view(_F)",
         ),
         op="rms_norm",
         detector="invariance",

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 _OVERFLOW = 700.0  # exp of more is no float64; a broken kernel gets there
 
 
+class NothingToScoreError(UserError):
+    """A text too short for one window of its protocol."""
+
+
 class NotFiniteError(ArithmeticError):
     """A scored token has a NaN or infinite log likelihood: the check failed, there is no perplexity."""
 
@@ -194,7 +198,7 @@ def read(checkpoint: Checkpoint, text: Text, protocol: str = DEFAULT_PROTOCOL, t
     ids = encode(checkpoint.vocabulary, text.text)[:tokens]
     available = spans(PROTOCOLS[protocol], len(ids))
     if not available:
-        raise UserError(
+        raise NothingToScoreError(
             f"nothing to score: {text.label} gives {len(ids):,} tokens, {protocol} needs {PROTOCOLS[protocol].window}"
         )
     return Reading(

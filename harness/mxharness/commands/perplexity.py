@@ -28,7 +28,7 @@ _ACTIVATIONS: Activations = "fp16"
 _ALL_WINDOWS = "all"
 
 
-class _Windows(click.ParamType[int | None]):
+class Windows(click.ParamType[int | None]):
     """A count of windows, or "all", which is None."""
 
     name = "N|all"
@@ -40,6 +40,9 @@ class _Windows(click.ParamType[int | None]):
         if isinstance(value, str) and not value.lstrip("-").isdecimal():
             self.fail(f"'{value}' is neither a whole number nor '{_ALL_WINDOWS}'", param, ctx)
         return click.IntRange(min=1).convert(value, param, ctx)
+
+
+WINDOWS = Windows()
 
 
 @click.command()
@@ -78,7 +81,7 @@ def fetch(name: str, as_json: bool) -> int:
 )
 @click.option(
     "--windows",
-    type=_Windows(),
+    type=WINDOWS,
     default=DEFAULT_WINDOWS,
     show_default=True,
     help='How many evenly spaced windows, or "all".',

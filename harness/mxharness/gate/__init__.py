@@ -1,0 +1,6 @@
+"""A gate for a model on changed kernels, with known error rates: divergence from a reference, then perplexity.
+
+statistics.py estimates, divergence.py measures predictions, verdict.py decides, sequence.py reads more windows while
+the verdict is open, compared.py gets what they show from models, stored.py keeps a reference, defects.py spoils weights
+that the gate must fail, simulate.py shows how often it errs.
+"""

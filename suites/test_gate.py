@@ -1,0 +1,397 @@
+"""The gate: its statistics against closed forms, its verdicts on numbers made for them, models that must fail it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mxharness import cli, perplexity, text
+from mxharness.errors import UserError
+from mxharness.gate import compared, defects, divergence, judged, noise, sequence, statistics, stored, verdict
+from mxharness.gate.verdict import Failed, Rules, Window
+from mxharness.model import reference, toy
+from mxharness.protocols import PROTOCOLS, Protocol, Span, select
+
+TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
+SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 40, "0" * 64)
+RULES = Rules(0.005)
+CPU = torch.device("cpu")
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 10, 63, 591])
+def test_students_t_is_the_incomplete_beta_function(freedom):
+    mpmath = pytest.importorskip("mpmath", reason="not compared: Student's t with mpmath's")
+    for t in (-30.0, -2.5, -0.1, 0.0, 0.7, 1.67, 12.0):
+        tail = float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)) / 2
+        assert statistics.student_cdf(t, freedom) == pytest.approx(tail if t < 0 else 1 - tail, abs=1e-13)
+    quantile = statistics.student_quantile(0.95, freedom)
+    assert statistics.student_cdf(quantile, freedom) == pytest.approx(0.95, abs=1e-12)
+
+
+def test_windows_are_the_units():
+    generator = np.random.default_rng(0)
+    means = generator.normal(size=12)
+    found = statistics.clustered(means * 255, np.full(12, 255.0))
+    assert found.mean == pytest.approx(means.mean(), rel=1e-12)
+    assert found.error == pytest.approx(means.std(ddof=1) / math.sqrt(12), rel=1e-12)
+    assert found.upper - found.mean == pytest.approx(1.795884818704043 * found.error, rel=1e-12)
+    assert (found.windows, found.tokens) == (12, 12 * 255)
+    short = statistics.clustered(np.array([100.0, 1.0]), np.array([100.0, 1.0]))
+    assert (short.mean, short.error) == (1.0, 0.0)
+    one = statistics.clustered(np.array([3.0]), np.array([10.0]))
+    assert (one.lower, one.upper) == (-math.inf, math.inf)
+
+
+def test_holm_is_the_step_down_procedure():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([0.02]) == [0.02]
+
+
+# Divergence
+
+
+def pair(scale, rows=400, words=700):
+    generator = torch.Generator().manual_seed(0)
+    p = 3 * torch.randn(rows, words, generator=generator)
+    return p, p + scale * torch.randn(rows, words, generator=generator)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 0.3, 2.0])
+def test_the_estimate_is_unbiased_and_the_bound_a_bound(scale):
+    p, q = pair(scale)
+    p_log, q_log = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    kl = (p_log.exp() * (p_log - q_log)).sum(-1)
+    full = divergence.in_full(p, q)
+    assert (full.kl - kl).abs().max() <= 1e-6 + 1e-5 * scale
+    found = [divergence.from_cells(divergence.cells(p, 16, 8, seed), q) for seed in range(24)]
+    estimates = torch.stack([each.kl.mean() for each in found])
+    error = float(estimates.std() / math.sqrt(len(found)))
+    assert abs(float(estimates.mean() - kl.mean())) <= 4 * error + 1e-9
+    assert (found[0].bound <= kl + 1e-6).all()
+    assert 0 < found[0].bound.mean() < 0.9 * kl.mean()  # so the estimate, not the bound, is what is judged
+    assert torch.equal(full.same, p.argmax(-1) == q.argmax(-1))
+    assert torch.equal(found[0].same, full.same)
+
+
+def test_a_small_vocabulary_is_stored_whole():
+    p, q = pair(0.1, words=40)
+    cells = divergence.cells(p, 64, 16, 0)
+    assert (cells.top.shape[1], cells.drawn.shape[1]) == (40, 0)
+    found, full = divergence.from_cells(cells, q), divergence.in_full(p, q)
+    assert (found.kl - full.kl).abs().max() <= 1e-6
+    assert (found.bound - full.kl).abs().max() <= 1e-6
+
+
+def test_a_candidate_that_is_the_reference_has_no_divergence():
+    p, _ = pair(0.0)
+    for found in (divergence.in_full(p, p), divergence.from_cells(divergence.cells(p, 16, 8, 0), p)):
+        assert found.kl.abs().max() == 0
+        assert found.bound.abs().max() <= 1e-6
+        assert found.same.all()
+
+
+# Verdicts
+
+
+def windows(change, spread, count=64, kl=1e-3, same=1.0, seed=0):
+    """Windows of 255 tokens whose mean NLL moves by exactly `change` on average, by `spread` between windows."""
+    generator = np.random.default_rng(seed)
+    moves = generator.normal(size=count)
+    moves = change + spread * (moves - moves.mean()) / moves.std(ddof=1)
+    made = []
+    for i, move in enumerate(moves):
+        base = generator.exponential(3.0, 255)
+        agree = (np.arange(255) < round(255 * same)).astype(float)
+        span = Span(512 * i, 512 * i + 512, 512 * i + 257)
+        made.append(Window(span, base, base + move, np.full(255, kl), np.full(255, kl), agree))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "spread", "kl", "same", "word", "reason"),
+    [
+        (0.0, 0.01, 1e-3, 1.0, "pass", "no worse than by 0.50%"),
+        (0.02, 0.01, 1e-3, 1.0, "fail", r"perplexity moves by \+2.020%, .*: worse by more than 0.50%"),
+        (-0.02, 0.01, 1e-3, 1.0, "drift", r"perplexity moves by -1.980%, .*: too good"),
+        (0.0, 0.05, 1e-3, 1.0, "inconclusive", "0.50% is not ruled out"),
+        (0.006, 0.05, 1e-3, 1.0, "inconclusive", "0.50% is not ruled out"),
+        (-0.006, 0.05, 1e-3, 1.0, "pass", "no worse than"),
+        (0.003, 0.001, 1e-3, 1.0, "pass", "no worse than"),
+        (0.0, 0.01, 5e-3, 1.0, "fail", "mean KL 5.00e-03, at least 5.00e-03: more than 4.00e-03"),
+        (-0.02, 0.01, 5e-3, 1.0, "fail", "mean KL 5.00e-03"),
+        (0.0, 0.01, 1e-3, 0.94, "fail", "the reference's for 94.12% of the tokens, not 95%"),
+    ],
+)
+def test_verdicts(change, spread, kl, same, word, reason):
+    found = verdict.judge(windows(change, spread, kl=kl, same=same), RULES)
+    assert found.verdict == word
+    assert found.passed is (word == "pass")
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(found.reason)
+    assert (found.needed > 0) is (word == "inconclusive")
+    assert found.change.mean == pytest.approx(change, abs=1e-12)
+    assert found.detectable == pytest.approx(math.expm1(3.29 * spread / 8), rel=1e-9)
+
+
+def test_kl_open_is_inconclusive_and_noise_widens_its_limit():
+    wide = [replace(window, kl=window.kl * (1 + i % 9)) for i, window in enumerate(windows(0.0, 0.01, kl=8e-4))]
+    found = verdict.judge(wide, RULES)
+    assert found.divergence.lower < 4e-3 < found.divergence.upper
+    assert (found.verdict, found.needed > found.change.tokens) == ("inconclusive", True)
+    assert verdict.judge(wide, replace(RULES, noise=2e-3)).verdict == "pass"
+    assert verdict.judge(wide, replace(RULES, noise=1e-3)).limit == 4e-3
+
+
+def test_numbers_beside_a_verdict():
+    made = windows(0.0, 0.01)
+    made[7] = replace(made[7], kl=np.full(255, 3e-3))
+    found = verdict.judge(made, RULES)
+    assert found.worst == (7 * 512, pytest.approx(3e-3))
+    assert found.percentiles == (pytest.approx(3e-3), pytest.approx(3e-3))
+    assert found.divergence.mean == pytest.approx((63e-3 + 3e-3) / 64)
+
+
+@pytest.mark.parametrize("what", ["reference", "candidate", "kl"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_fail(what, value):
+    made = windows(0.0, 0.01)
+    spoilt = getattr(made[3], what).copy()
+    spoilt[10:12] = value
+    made[3] = replace(made[3], **{what: spoilt})
+    with pytest.raises(Failed, match=r"NaN or infinite for 2 of 255 tokens of the window at token 1536, first .* 1803"):
+        verdict.judge(made, RULES)
+
+
+def test_nothing_fails():
+    with pytest.raises(Failed, match="no token was scored"):
+        verdict.judge([], RULES)
+    with pytest.raises(Failed, match="the text gives no window"):
+        sequence.run((), [(lambda spans: [], RULES)])
+
+
+def test_one_of_many_gates_needs_more_to_fail():
+    """Worse by more than the margin, p = 0.02: fails alone, is left open among five."""
+    spread = 0.05
+    change = statistics.student_quantile(0.98, 63) * spread / 8
+    suspect = windows(change, spread)
+    assert verdict.judge(suspect, RULES).verdict == "fail"
+    healthy = (windows(0.0, 0.001, seed=1), RULES)
+    found = verdict.judge_together([(suspect, RULES), *[healthy] * 4])
+    assert [one.verdict for one in found] == ["inconclusive", *["pass"] * 4]
+
+
+# Sequence
+
+
+def reader(change, spread, kl=1e-3, count=592):
+    made = {window.span: window for window in windows(change, spread, count, kl)}
+    read: list[Span] = []
+
+    def measure(spans):
+        read.extend(spans)
+        return [made[span] for span in spans]
+
+    return tuple(made), measure, read
+
+
+def test_windows_double_while_the_verdict_is_open():
+    assert sequence.stages(592) == (64, 128, 256, 512, 592)
+    assert sequence.stages(64) == (64,)
+    assert sequence.stages(5) == (5,)
+    available, measure, read = reader(0.0, 0.03)
+    (found,) = sequence.run(available, [(measure, RULES)])
+    assert found.verdict == "pass"
+    assert found.change.windows == 128
+    assert len(read) == len(set(read)) >= 128
+    available, measure, read = reader(0.0, 0.005)
+    (found,) = sequence.run(available, [(measure, RULES)])
+    assert (found.verdict, found.change.windows) == ("pass", 64)
+    assert set(select(available, 64)) <= set(read)
+
+
+def test_what_stays_open_does_not_pass_and_says_what_it_would_take():
+    available, measure, read = reader(0.001, 0.6)
+    (found,) = sequence.run(available, [(measure, RULES)])
+    assert (found.verdict, found.passed, len(read)) == ("inconclusive", False, 592)
+    wanted = (3.29 * found.change.error / math.log1p(0.005)) ** 2 * found.change.tokens
+    assert found.needed >= 0.99 * wanted > 592 * 255
+    assert f"after all 592 windows, 150,960 tokens; it would take about {found.needed:,} tokens" in found.reason
+
+
+def test_a_diverging_candidate_fails_on_a_few_windows():
+    available, measure, read = reader(0.0, 0.01, kl=0.05)
+    (found,) = sequence.run(available, [(measure, RULES)])
+    assert (found.verdict, len(read)) == ("fail", sequence.GLANCE)
+
+
+def test_several_candidates_stop_on_their_own():
+    available, first, few = reader(0.0, 0.005)
+    _, second, all_of_them = reader(0.001, 0.6)
+    found = sequence.run(available, [(first, RULES), (second, RULES)])
+    assert [one.verdict for one in found] == ["pass", "inconclusive"]
+    assert len(few) < 130
+    assert len(all_of_them) == 592
+
+
+# Models
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> perplexity.Reading:
+    monkeypatch.setitem(PROTOCOLS, "toy", TOY)
+    return perplexity.read(toy.checkpoint(), SAMPLE, "toy")
+
+
+def through_the_gate(reading, healthy, spoilt):
+    candidate = compared.together(reference.float32(healthy), reference.float32(spoilt), reading.ids)
+    return sequence.run(reading.available, [(candidate, RULES)])[0]
+
+
+def test_the_same_bytes_pass(reading):
+    healthy = defects.quantised(toy.checkpoint(), defects.everything)
+    found = through_the_gate(reading, healthy, healthy)
+    assert (found.verdict, found.divergence.mean, found.change.mean, found.same) == ("pass", 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["ties-away", "flipped-codes", "other-scale-rule"])
+def test_spoilt_weights_fail(reading, name):
+    model = toy.checkpoint()
+    healthy, spoilt = (defects.quantised(model, defects.everything, d) for d in (None, defects.DEFECTS[name]))
+    found = through_the_gate(reading, healthy, spoilt)
+    assert found.verdict == "fail"
+    assert found.divergence.lower > found.limit
+
+
+def test_defects_are_as_large_as_they_say():
+    matrix = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    healthy = defects.quantize(matrix)
+    shares = {}
+    for name, defect in defects.DEFECTS.items():
+        codes, scales = defect.spoil(matrix, torch.Generator().manual_seed(1))
+        bits = (codes ^ healthy.codes).to(torch.int64)
+        elements = sum(int(((bits >> shift) & 15 != 0).sum()) for shift in (0, 4)) / matrix.numel()
+        zero = (codes.reshape(-1, 16) == 0).all(-1).double().mean().item()
+        shares[name] = (elements, (scales != healthy.scales).double().mean().item(), zero)
+    assert shares["flipped-codes"] == (pytest.approx(0.01, rel=0.05), 0, 0)
+    assert shares["doubled-scales"] == (0, pytest.approx(1e-3, rel=0.2), 0)
+    assert shares["zeroed-blocks"][1:] == (0, pytest.approx(3e-4, rel=0.6))
+    assert shares["ties-away"][0] > 1e-3
+    assert shares["ties-away"][1] == 0
+    assert shares["other-scale-rule"][1] > 0.05
+
+
+def test_a_stored_reference_says_what_a_run_beside_says(reading, tmp_path):
+    model = toy.checkpoint()
+    spans = reading.available[:16]
+    kept = stored.collect(model, reading, spans, CPU, top=16, drawn=8)
+    path = tmp_path / "toy.safetensors"
+    stored.save(kept, path)
+    again = stored.load(path)
+    candidate = noise.honest(model, "bf16", CPU)
+    beside = list(compared.together(reference.decoded(model), candidate, reading.ids)(spans))
+    for found in (kept, again):
+        apart = list(compared.against(found, candidate, reading.ids)(spans))
+        for ours, theirs in zip(apart, beside, strict=True):
+            assert np.array_equal(ours.candidate, theirs.candidate)
+            assert np.array_equal(ours.reference, theirs.reference)
+            assert np.array_equal(ours.same, theirs.same)
+            assert (ours.bound <= theirs.kl + 1e-6).all()
+        kl = [np.mean([window.kl.mean() for window in each]) for each in (apart, beside)]
+        assert kl[0] == pytest.approx(kl[1], rel=0.1)
+    assert again.cost(again.spans).mean == pytest.approx(kept.cost(kept.spans).mean, rel=1e-12)
+    assert path.stat().st_size < 15 * len(spans) * (8 + 6 * 24) + 4000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_sha256": "2" * 64}, "the model is not the baseline's: model_sha256 .* -> 2222"),
+        ({"text_sha256": "2" * 64}, "the text is not the baseline's"),
+        ({"ids_sha256": "2" * 64}, r"the tokenizer \(the text is the same\) is not the baseline's"),
+        ({"protocol": "other"}, "the protocol is not the baseline's: protocol toy -> other"),
+    ],
+)
+def test_another_experiment_is_not_compared(reading, change, message):
+    kept = stored.collect(toy.checkpoint(), reading, reading.available[:2], CPU, top=4, drawn=2)
+    kept.require(reading, "mxfp4 (floor, even)")
+    with pytest.raises(Failed, match=message):
+        kept.require(replace(reading, **change), "mxfp4 (floor, even)")
+    with pytest.raises(Failed, match="the weights' format is not the baseline's"):
+        kept.require(reading, "mxfp4 (even, even)")
+
+
+def test_files_that_are_no_baseline_are_one_sentence(reading, tmp_path):
+    with pytest.raises(UserError, match=r"no gate baseline .*none.safetensors; `mxharness gate create` makes one"):
+        stored.load(tmp_path / "none.safetensors")
+    path = tmp_path / "toy.safetensors"
+    stored.save(stored.collect(toy.checkpoint(), reading, reading.available[:2], CPU, top=4, drawn=2), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is no gate baseline"):
+        stored.load(path)
+    path.write_bytes(whole.replace(b'"version":"1"', b'"version":"9"'))
+    with pytest.raises(UserError, match="of another version"):
+        stored.load(path)
+    with pytest.raises(UserError, match="no gate baseline 'nothing'; "):
+        stored.find("nothing")
+
+
+# The command
+
+
+@pytest.fixture
+def toy_command(monkeypatch, reading):
+    monkeypatch.setattr("mxharness.commands.gate.load", lambda model, source: (toy.checkpoint(), SAMPLE))
+    monkeypatch.setitem(PROTOCOLS, "windows-512-half", TOY)
+    return ("--device", "host")
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code, capsys.readouterr().out
+
+
+def test_the_command_judges_beside_and_against_a_baseline(toy_command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(perplexity.LIMITS, "fp16", replace(perplexity.LIMITS["fp16"], relative=0.05))
+    path = str(tmp_path / "toy.safetensors")
+    code, out = run(capsys, "gate", "--json", *toy_command)
+    beside = json.loads(out)
+    assert (code, beside["passed"], beside["gates"]["fp16"]["verdict"]) == (0, True, "pass"), out
+    assert beside["gates"]["fp16"]["divergence"]["mean"] > 0
+    code, out = run(capsys, "gate", "create", path, *toy_command, "--windows", "55")
+    assert code == 0
+    assert "55 windows, 825 scored tokens" in out
+    code, out = run(capsys, "gate", "--json", "--baseline", path, *toy_command)
+    against = json.loads(out)
+    assert (code, against["passed"]) == (0, True), out
+    assert against["gates"]["fp16"]["change"] == pytest.approx(beside["gates"]["fp16"]["change"])
+    assert against["format"]["mean"] != 0
+    code, out = run(capsys, "gate", "--baseline", path, *toy_command)
+    assert (code, "the same bits" in out, "PASS: kernels with fp16 activations" in out) == (0, True, True), out
+    assert run(capsys, "gate", "create", path, *toy_command)[0] == 2
+
+
+def test_a_moved_reference_fails(toy_command, capsys, tmp_path):
+    path = tmp_path / "toy.safetensors"
+    kept = judged.make_baseline(toy.checkpoint(), SAMPLE, CPU, "windows-512-half", windows=8, top=4, drawn=2)
+    for column in ("nll", "original"):
+        moved = {**kept.columns, column: kept.columns[column] + np.float32(0.002)}
+        stored.save(replace(kept, columns=moved), path)
+        code, out = run(capsys, "gate", "--baseline", str(path), *toy_command)
+        assert code == 1
+        assert "is not what the baseline holds: -2.00e-03 nats per token over 8 windows" in out
+
+
+def test_too_short_a_text_fails(toy_command, capsys):
+    code, out = run(capsys, "gate", "--limit", "31", *toy_command)
+    assert code == 1
+    assert "FAIL: nothing to score: sample (not WikiText-2) gives 31 tokens, windows-512-half needs 32" in out

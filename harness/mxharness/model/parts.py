@@ -41,28 +41,22 @@ class Part:
     """Rows in order, (rows, K), float32 or in MXFP4."""
     kept: str
     """The format it has where it is not quantised."""
-    raw: Callable[[], Iterator[bytearray]] | None = None
-    """Its bytes as they are; None where they cannot be copied."""
+    entry: Entry | None = None
+    """What is copied where it is not quantised; None where it is made of its pieces."""
     kept_shape: tuple[int, ...] | None = None
-    """Its shape where it is not quantised, if that is another."""
+    """Its shape where it is not quantised and made of its pieces, if that is another."""
 
 
 def of_gguf(entry: Entry) -> Part:
     """A tensor of a GGUF file."""
-    return Part(
-        entry.name,
-        entry.shape,
-        entry.format,
-        partial(_pieces, entry, gguf_file.rows),
-        entry.format,
-        partial(_raw, entry),
-    )
+    pieces = partial(_pieces, entry, gguf_file.rows)
+    return Part(entry.name, entry.shape, entry.format, pieces, entry.format, entry)
 
 
 def of_safetensors(entry: Entry) -> Part:
     """A tensor of a safetensors file."""
     pieces = partial(_pieces, entry, safetensors_file.rows)
-    return Part(entry.name, entry.shape, entry.format, pieces, entry.format, partial(_raw, entry))
+    return Part(entry.name, entry.shape, entry.format, pieces, entry.format, entry)
 
 
 def of_pair(name: str, codes: Entry, scales: Entry) -> Part:
@@ -74,9 +68,7 @@ def of_pair(name: str, codes: Entry, scales: Entry) -> Part:
 def of_turned(entry: Entry) -> Part:
     """gpt-oss' experts in floats, stored (E, K, N)."""
     E, K, N = entry.shape
-    return Part(
-        entry.name, (E, N, K), entry.format, partial(_turned, entry), entry.format, partial(_raw, entry), entry.shape
-    )
+    return Part(entry.name, (E, N, K), entry.format, partial(_turned, entry), entry.format, entry)
 
 
 def to_gguf(model: Checkpoint) -> Iterator[Part]:
@@ -116,6 +108,13 @@ def to_safetensors(model: Checkpoint) -> Iterator[Part]:
         )
 
 
+def copied(entry: Entry) -> Iterator[bytearray]:
+    """A tensor's bytes as they are, some rows at a time."""
+    step = max(1, 4 * PIECE * entry.rows // max(entry.nbytes, 1))
+    for start in range(0, entry.rows, step):
+        yield read_bytes(entry, start, min(start + step, entry.rows))
+
+
 def _kept(form: str, kept: str) -> str:
     return "MXFP4" if form == "MXFP4" else kept
 
@@ -129,12 +128,6 @@ def _pieces(entry: Entry, rows: Callable[[Entry, int, int], torch.Tensor | Quant
     step = max(1, PIECE // (entry.shape[-1] if entry.shape else 1))
     for start in range(0, entry.rows, step):
         yield rows(entry, start, min(start + step, entry.rows))
-
-
-def _raw(entry: Entry) -> Iterator[bytearray]:
-    step = max(1, 4 * PIECE * entry.rows // max(entry.nbytes, 1))
-    for start in range(0, entry.rows, step):
-        yield read_bytes(entry, start, min(start + step, entry.rows))
 
 
 def _pair_pieces(codes: Entry, scales: Entry) -> Pieces:

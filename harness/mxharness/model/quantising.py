@@ -6,36 +6,26 @@ of one kind becomes one of the other, one whole tensor in float32. The new file 
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mxharness import mxfp4
 from mxharness.errors import UserError
-from mxharness.model import gguf_file, load, metadata, safetensors, safetensors_file
-from mxharness.model.checkpoint import Checkpoint, Vocabulary
-from mxharness.model.parts import Part, of_gguf, of_pair, of_safetensors, of_turned, to_gguf, to_safetensors
-from mxharness.model.selecting import EXPERTS, FORMS, Form, select
-from mxharness.model.tensorfile import Entry, Slot
-from mxharness.model.tokenizer import to_json
+from mxharness.model import gguf_file, safetensors_file
+from mxharness.model.checkpoint import Checkpoint
+from mxharness.model.parts import Part, copied
+from mxharness.model.plans import Plan, plan_of
+from mxharness.model.selecting import FORMS, Form, select
+from mxharness.model.tensorfile import Slot
 from mxharness.model.writing import published
 from mxharness.mxfp4 import Quantized
 from mxharness.sqnr import decibels, energies
 
 if TYPE_CHECKING:
     import torch
-
-_BESIDE = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "generation_config.json", "chat_template.json", "chat_template.jinja",
-)  # fmt: skip
-"""Files that go along with a model in safetensors; no code, no pickles."""
-_METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True)
@@ -76,20 +66,6 @@ class Report:
         return {**plain, "tensors": [{one.name: getattr(row, one.name) for one in fields(Row)} for row in self.rows]}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A file that is to be written."""
-
-    parts: Sequence[Part]
-    form: Form
-    experts: bool
-    """Whether the target is gpt-oss in safetensors, whose experts have a form of their own."""
-    before: int
-    head: Callable[[Sequence[Slot]], tuple[bytes, list[int]]]
-    beside: Callable[[Path, Sequence[str]], None]
-    """Writes what stands beside the weights into a folder, given the names of matrices that stay as they are."""
-
-
 def quantise(
     source: str | Path | Checkpoint,
     target: Path,
@@ -122,7 +98,7 @@ def quantise(
         raise UserError(f"{target}: a GGUF file's name ends in .gguf, and a folder of safetensors has another")
     if os.path.lexists(target):
         raise UserError(f"{target} is there already and is not written over; choose another name or remove it")
-    plan = _plan(source, form, f"mxfp4 ({scale_rule}, {tie_rule})")
+    plan = plan_of(source, form, f"mxfp4 ({scale_rule}, {tie_rule})")
     if not plan.parts:
         raise UserError(f"{source} holds no tensors")
     why = select(plan.parts, form, only, skip, experts_only=plan.experts)
@@ -136,98 +112,8 @@ def quantise(
     return Report(target, rows, f"mxfp4 ({scale_rule}, {tie_rule})", sqnr, plan.before, after)
 
 
-def _plan(source: str | Path | Checkpoint, form: Form, rules: str) -> _Plan:
-    if isinstance(source, Checkpoint):
-        return _gguf(source, 0, rules) if form == "gguf" else _safetensors(source, 0)
-    source = load.find(source)
-    if source.suffix == ".gguf":
-        before = source.stat().st_size if source.is_file() else 0
-        return _same_gguf(source, before, rules) if form == "gguf" else _safetensors(load.load(source), before)
-    files, entries = safetensors.read_entries(source)
-    before = sum(file.stat().st_size for file in files)
-    return (
-        _same_safetensors(source, entries, before) if form == "safetensors" else _gguf(load.load(source), before, rules)
-    )
-
-
-def _same_gguf(source: Path, before: int, rules: str) -> _Plan:
-    file = gguf_file.read(source)
-    keys = metadata.copied_keys(file, rules)
-    boundary = gguf_file.alignment(file)
-    parts = [of_gguf(entry) for entry in file.tensors.values()]
-    return _Plan(parts, "gguf", False, before, lambda slots: gguf_file.header(keys, slots, boundary), _nothing)
-
-
-def _gguf(model: Checkpoint, before: int, rules: str) -> _Plan:
-    keys = metadata.gguf_keys(model, rules)
-    parts = list(to_gguf(model))
-    return _Plan(parts, "gguf", False, before, lambda slots: gguf_file.header(keys, slots), _nothing)
-
-
-def _same_safetensors(source: Path, entries: dict[str, Entry], before: int) -> _Plan:
-    folder = source if source.is_dir() else source.parent
-    config = folder / "config.json"
-    document = safetensors.read_json(config) if config.is_file() else {}
-    safetensors.check_quantization(document, folder.name)
-    experts = document.get("model_type") == "gpt_oss"
-
-    def beside(target: Path, left: Sequence[str]) -> None:
-        for name in _BESIDE:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
-        _write_config(target, document, experts, left)
-
-    return _Plan(list(_parts(entries, experts)), "safetensors", experts, before, _safetensors_head, beside)
-
-
-def _safetensors(model: Checkpoint, before: int) -> _Plan:
-    experts = model.config.architecture == "gpt-oss"
-    document = metadata.hf_config(model.config, model.ends)
-
-    def beside(target: Path, left: Sequence[str]) -> None:
-        if isinstance(model.vocabulary, Vocabulary):
-            (target / "tokenizer.json").write_text(to_json(model.vocabulary), encoding="utf-8")
-        elif model.vocabulary is not None:
-            shutil.copyfile(model.vocabulary, target / "tokenizer.json")
-        _write_config(target, document, experts, left)
-
-    return _Plan(list(to_safetensors(model)), "safetensors", experts, before, _safetensors_head, beside)
-
-
-def _parts(entries: dict[str, Entry], experts: bool) -> Iterator[Part]:
-    """A safetensors file's tensors, pairs of MXFP4 codes and scales as one."""
-    endings = {"_blocks": "_scales", "_packed": "_scale"}
-    pairs = {
-        name: name.removesuffix(ending) + other
-        for name in entries
-        for ending, other in endings.items()
-        if name.endswith(ending) and name.removesuffix(ending) + other in entries
-    }
-    for name, entry in entries.items():
-        if name in pairs:
-            yield of_pair(name.rpartition("_")[0], entry, entries[pairs[name]])
-        elif name not in pairs.values():
-            turned = experts and len(entry.shape) == 3 and any(fnmatchcase(name, pattern) for pattern in EXPERTS)
-            yield of_turned(entry) if turned else of_safetensors(entry)
-
-
-def _safetensors_head(slots: Sequence[Slot]) -> tuple[bytes, list[int]]:
-    return safetensors_file.header(slots, _METADATA)
-
-
-def _nothing(folder: Path, left: Sequence[str]) -> None:
-    """A GGUF file has nothing beside it."""
-
-
-def _write_config(target: Path, document: dict[str, Any], experts: bool, left: Sequence[str]) -> None:
-    layers = [name.removesuffix(".weight") for name in left]
-    quantization = metadata.quantization_config(experts=experts, left=layers)
-    text = json.dumps({**document, "quantization_config": quantization}, indent=2) + "\n"
-    (target / "config.json").write_text(text, encoding="utf-8")
-
-
 def _write(
-    plan: _Plan, why: dict[str, str | None], path: Path, rules: tuple[str, str], progress: bool
+    plan: Plan, why: dict[str, str | None], path: Path, rules: tuple[str, str], progress: bool
 ) -> tuple[tuple[Row, ...], float | None]:
     """The file of weights; its tensors, and the SQNR of all that were quantised."""
     from tqdm import tqdm
@@ -272,9 +158,11 @@ def _row(part: Part, slots: tuple[Slot, ...], why: str | None, sums: list[float]
     return Row(part.name, part.shape, part.format, after, sum(slot.nbytes for slot in slots), sqnr, reason)
 
 
-def _slots(plan: _Plan, part: Part, *, packed: bool) -> tuple[Slot, ...]:
+def _slots(plan: Plan, part: Part, *, packed: bool) -> tuple[Slot, ...]:
     """The tensors of the target that a part goes into."""
     module = gguf_file if plan.form == "gguf" else safetensors_file
+    if not packed and part.entry is not None:
+        return (Slot(part.name, part.entry.shape, part.entry.format, part.entry.nbytes),)
     if not packed:
         kept = "F32" if part.format == "MXFP4" else part.kept
         return (module.slot(part.name, part.kept_shape or part.shape, kept),)
@@ -290,11 +178,11 @@ def _slots(plan: _Plan, part: Part, *, packed: bool) -> tuple[Slot, ...]:
 
 
 def _bytes(
-    plan: _Plan, part: Part, sums: list[float], rules: tuple[str, str], *, packed: bool
+    plan: Plan, part: Part, sums: list[float], rules: tuple[str, str], *, packed: bool
 ) -> Iterator[tuple[memoryview | bytearray, ...]]:
     """Pieces of a part's bytes, one for each of its slots; adds the energies of weights and errors to `sums`."""
-    if not packed and part.raw is not None:
-        yield from ((data,) for data in part.raw())
+    if not packed and part.entry is not None:
+        yield from ((data,) for data in copied(part.entry))
         return
     for piece in part.pieces():
         if not packed:

@@ -18,28 +18,50 @@ def test_exact(op, case, gate, check):
 """
 
 
-def run(folder, text, *arguments):
+PARENT = """
+import json, os, sys
+import hypothesis, pytest, torch, xdist
+import mxharness.faults, mxharness.plugin.fixtures
+for line in sys.stdin:
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        output, *arguments = json.loads(line)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        sys.exit(pytest.main(arguments))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Has imported what takes seconds to import and runs each pytest in a fork of itself."""
+
+
+@pytest.fixture(scope="module")
+def parent():
+    command = [sys.executable, "-P", "-c", PARENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(parent):
     """Pytest in a process of its own on one file; (exit code, output, record or None)."""
-    (folder / "test_it.py").write_text(text)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        str(folder),
-        "-p",
-        "mxharness.plugin",
-    ]
-    command += ["-p", "no:cacheprovider", "--device", "host", "--report", str(folder), "-q", *arguments, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    record = folder / "run.json"
-    return done.returncode, done.stdout + done.stderr, json.loads(record.read_text()) if record.exists() else None
+
+    def once(folder, text, *arguments):
+        (folder / "test_it.py").write_text(text)
+        output, record = folder / "output.txt", folder / "run.json"
+        start = (output, "-c", "/dev/null", "--rootdir", folder, "-p", "mxharness.plugin", "-p", "no:cacheprovider")
+        end = ("--device", "host", "--report", folder, "-q", *arguments, folder)
+        parent.stdin.write(json.dumps([str(one) for one in (*start, *end)]) + "\n")
+        parent.stdin.flush()
+        code = int(parent.stdout.readline())
+        return code, output.read_text(), json.loads(record.read_text()) if record.exists() else None
+
+    return once
 
 
-def test_a_run_records_every_check(tmp_path):
+def test_a_run_records_every_check(run, tmp_path):
     code, output, record = run(tmp_path, GOOD, "--op", "dequant", "--quick")
     assert code == 0, output
     assert record["selected"] == record["executed"] == len(record["outcomes"]) > 0
@@ -47,13 +69,13 @@ def test_a_run_records_every_check(tmp_path):
     assert record["filters"] == ["--op dequant", "--quick"]
 
 
-def test_workers_report_to_the_controller(tmp_path):
+def test_workers_report_to_the_controller(run, tmp_path):
     code, output, record = run(tmp_path, GOOD, "--op", "dequant", "-n", "2")
     assert code == 0, output
     assert record["selected"] == record["executed"] == len(record["outcomes"]) > 7
 
 
-def test_a_check_that_never_judges_fails_the_run(tmp_path):
+def test_a_check_that_never_judges_fails_the_run(run, tmp_path):
     silent = GOOD.replace(
         "    check(op, case, gate)", "    if case.seed == 0 and case.dtype == 'fp16': return\n    check(op, case, gate)"
     )
@@ -63,7 +85,7 @@ def test_a_check_that_never_judges_fails_the_run(tmp_path):
     assert record["executed"] < record["selected"]
 
 
-def test_one_check_judged_twice_does_not_count_for_another(tmp_path):
+def test_one_check_judged_twice_does_not_count_for_another(run, tmp_path):
     twice = GOOD.replace(
         "    check(op, case, gate)", "    if case.dtype == 'fp32': check(op, case, gate), check(op, case, gate)"
     )
@@ -73,7 +95,7 @@ def test_one_check_judged_twice_does_not_count_for_another(tmp_path):
     assert record["executed"] == len(record["outcomes"]) < record["selected"]
 
 
-def test_random_cases_that_prove_nothing_are_no_failures_but_all_of_them_are(tmp_path):
+def test_random_cases_that_prove_nothing_are_no_failures_but_all_of_them_are(run, tmp_path):
     text = """
 from dataclasses import replace
 from hypothesis import given, settings
@@ -93,7 +115,7 @@ def test_fuzz(op, check):
     assert "filter" in output or "Unsatisfi" in output
 
 
-def test_a_failure_that_a_test_swallows_fails_the_run(tmp_path):
+def test_a_failure_that_a_test_swallows_fails_the_run(run, tmp_path):
     text = """
 import pytest
 from dataclasses import replace
@@ -110,20 +132,20 @@ def test_bound(op, case, gate, check):
     assert not all(outcome["passed"] for outcome in record["outcomes"])
 
 
-def test_a_failure_beside_a_passing_check_is_recorded_with_its_reason(tmp_path):
+def test_a_failure_beside_a_passing_check_is_recorded_with_its_reason(run, tmp_path):
     code, _, record = run(tmp_path, GOOD + "    assert case.dtype != 'fp16', 'no half today'\n", "--op", "dequant")
     assert code == 1
     assert record["tests"]["failed"] > 0
     assert record["tests"]["failures"][0]["message"].startswith("AssertionError: no half today")
 
 
-def test_an_unknown_gate_is_refused(tmp_path):
+def test_an_unknown_gate_is_refused(run, tmp_path):
     code, output, _ = run(tmp_path, GOOD.replace('"exact"', '"exactt"'), "--op", "dequant")
     assert code != 0
     assert "no gate exactt; there are exact, exact-arithmetic, predicted, bound" in output
 
 
-def test_a_skipped_check_fails_the_run(tmp_path):
+def test_a_skipped_check_fails_the_run(run, tmp_path):
     code, output, _ = run(
         tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant"
     )
@@ -131,7 +153,7 @@ def test_a_skipped_check_fails_the_run(tmp_path):
     assert "did not happen: no time" in output
 
 
-def test_an_empty_selection_is_not_green(tmp_path):
+def test_an_empty_selection_is_not_green(run, tmp_path):
     code, output, _ = run(tmp_path, GOOD, "--op", "dequant", "-k", "nothing_is_called_this")
     assert code == 1
     assert "FAIL: nothing was selected; " in output
@@ -144,13 +166,13 @@ def test_an_empty_selection_is_not_green(tmp_path):
         (("--op", "nothing"), "no operator 'nothing'; there are quantize, dequant, mma, "),
     ],
 )
-def test_bad_options_are_one_sentence(tmp_path, arguments, sentence):
+def test_bad_options_are_one_sentence(run, tmp_path, arguments, sentence):
     code, output, _ = run(tmp_path, GOOD, *arguments)
     assert code == 4
     assert f"ERROR: {sentence}" in output
 
 
-def test_a_failing_check_shows_the_judges_message(tmp_path):
+def test_a_failing_check_shows_the_judges_message(run, tmp_path):
     text = """
 import pytest
 from dataclasses import replace

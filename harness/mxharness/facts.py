@@ -9,6 +9,7 @@ A fact that came with this version holds; a probe that finds something else says
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +28,8 @@ FLOAT32 = 2.0**-24
 """The unit roundoff that the operators' own bounds are written with."""
 UNMEASURED = 2.0**-23
 """Of a tensor core nobody measured: it truncates (Blanchard, Higham, Lopez, Mary, Pranesh, SISC 42(3), 2020)."""
+UNMEASURED_BEFORE_8 = 2.0**-22
+"""Below compute capability 8.0, where a step sums four products with no bit below the largest (Volta, ibid.)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,13 @@ def shipped(device_class: str) -> DeviceFact | None:
 def roundoff(device_class: str) -> float:
     """The unit roundoff of contractions on a device class."""
     fact = find(device_class)
-    return fact.unit_roundoff if fact else UNMEASURED
+    return fact.unit_roundoff if fact else unmeasured(device_class)
+
+
+def unmeasured(device_class: str) -> float:
+    """The unit roundoff of a class that has no fact."""
+    capability = re.fullmatch(r"sm_([0-9]+)", device_class)
+    return UNMEASURED_BEFORE_8 if capability and int(capability[1]) < 80 else UNMEASURED
 
 
 @contextmanager
@@ -113,7 +122,7 @@ def lacking(device_class: str) -> str:
     if fact is None:
         return (
             f"{device_class} has no device fact: predicted bits and exact arithmetic are not judged, and bounds are "
-            f"{UNMEASURED / FLOAT32:g} times as wide; run `mxharness probe`"
+            f"{unmeasured(device_class) / FLOAT32:g} times as wide; run `mxharness probe`"
         )
     if fact.predicted is None:
         dtypes = " and ".join(dtype for dtype, unit in fact.units.items() if unit is None)

@@ -120,7 +120,8 @@ def run_probe(device: Device, seeds: int = 64) -> ProbeResult:
         right = unit if share == 0 and moved[0] == 0 else None
         findings.append(Finding(dtype, right, model, share, near, *moved))
         rows += found
-    roundoffs = [tensor_core.unit_roundoff(found.unit) if found.unit else facts.UNMEASURED for found in findings]
+    worst = facts.unmeasured(device.device_class)
+    roundoffs = [tensor_core.unit_roundoff(found.unit) if found.unit else worst for found in findings]
     return ProbeResult(
         passed=all(found.unit and not found.blind for found in findings),
         device_class=device.device_class,

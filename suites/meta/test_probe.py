@@ -175,6 +175,14 @@ def test_the_unit_roundoff_bounds_a_step():
             assert (error <= bounds.gamma(128, tensor_core.unit_roundoff(unit)) * exact).all(), unit
 
 
+def test_an_unmeasured_class_has_the_roundoff_of_the_worst_unit_it_may_have(own):
+    """Volta's unit, below compute capability 8.0, sums four products with no bit to spare."""
+    assert facts.roundoff("sm_70") == facts.roundoff("sm_75") == tensor_core.unit_roundoff(VOLTA) == 2.0**-22
+    assert facts.roundoff("sm_80") == facts.roundoff("sm_120") == tensor_core.unit_roundoff(AMPERE) == 2.0**-23
+    assert "bounds are 4 times as wide" in facts.lacking("sm_75")
+    assert "bounds are 2 times as wide" in facts.lacking("sm_86")
+
+
 def test_an_unmeasured_class_is_bounded_more_widely_and_judged_by_fewer_gates(own):
     assert facts.find("sm_80") is None
     assert facts.lacking("sm_80").startswith("sm_80 has no device fact: predicted bits and exact arithmetic are not")

@@ -197,6 +197,9 @@ def test_configurations_that_describe_no_model(tmp_path: Path, whole: dict[str, 
         "quantised by compressed-tensors, format pack-quantized",
         quantization_config={"quant_method": "compressed-tensors", "format": "pack-quantized"},
     )
+    packed = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "version": "0.13.0"}
+    refused("by compressed-tensors 0.13.0, which stores MXFP4's scales two too low", quantization_config=packed)
+    load(folder(tmp_path / "toy", whole, quantization_config=packed | {"version": "0.20.0"}))
     for content in ("[1]", "{", "[" * 100_000):
         (tmp_path / "toy" / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config.json (is damaged|holds no JSON object)"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
+_TWO_TOO_LOW = ("0.12.", "0.13.")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -92,7 +93,14 @@ def check_quantization(document: Mapping[str, Any], where: str) -> None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
     form = quantization.get("format") if isinstance(quantization, Mapping) else None
-    if method == "mxfp4" or (method == "compressed-tensors" and form == huggingface.PACKED_FORMAT):
+    if method == "mxfp4":
+        return
+    if method == "compressed-tensors" and form == huggingface.PACKED_FORMAT:
+        if str(quantization.get("version", "")).startswith(_TWO_TOO_LOW):
+            raise UserError(
+                f"{where} was written by compressed-tensors {quantization['version']}, which stores MXFP4's scales two "
+                "too low; write it again with 0.14 or later"
+            )
         return
     raise UserError(
         f"{where} is quantised by {method}{f', format {form}' if form else ''}; gpt-oss' mxfp4 and compressed-tensors' "

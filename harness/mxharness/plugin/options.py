@@ -45,7 +45,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-seed", metavar="SEED", help=seed)
     part = "only part I of N, the same on every machine; `mxharness merge` puts the parts together"
     group.addoption("--shard", default="", metavar="I/N", help=part)
-    record = "write run.json, the record of this run, into DIR; with = where no suite is named, or pytest takes DIR for one"
+    record = "write run.json, the record of this run, into DIR (--report=DIR where no suite is named beside it)"
     group.addoption("--report", metavar="DIR", help=record)
     kept = "save what fails below DIR (default: failures in --report's folder, or in mxharness-out)"
     group.addoption("--failures", metavar="DIR", help=kept)

@@ -239,8 +239,8 @@ def test_a_run_says_which_gates_could_not_judge_and_counts_their_checks(tmp_path
     header, _, rest = done.stdout.partition("collected")
     assert f"mxharness: {reason}" in header
     assert f"did not happen: {reason}" in rest
-    assert "test_exact, 7 cases)" in rest
-    assert "7 of 7 checks right" in rest
+    assert "test_exact, 9 cases)" in rest
+    assert "8 of 8 checks right" in rest
     assert "did not run" not in rest
 
 

@@ -16,7 +16,7 @@ import torch
 from mxharness import mxfp4
 from mxharness.cli import main
 from mxharness.errors import UserError
-from mxharness.model import safetensors_file, toy
+from mxharness.model import gguf_file, safetensors_file, toy
 from mxharness.model.checkpoint import Checkpoint, packed, values
 from mxharness.model.load import load
 from mxharness.model.quantising import quantise
@@ -284,6 +284,36 @@ def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=30) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+GREEDY = """
+import resource, sys
+from pathlib import Path
+from mxharness.model import toy
+from mxharness.model.quantising import quantise
+folder = Path(sys.argv[1])
+quantise(toy.checkpoint(), folder / "small.gguf")
+quantise(folder / "small.gguf", folder / "warm.gguf")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+quantise(folder / "large.gguf", folder / "out.gguf")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    slots = [
+        gguf_file.slot("token_embd.weight", (120_000, 1024), "F32"),
+        gguf_file.slot("blk.0.ffn_up_exps.weight", (8, 2048, 1024), "F32"),
+    ]
+    head, offsets = gguf_file.header([], slots)
+    with (tmp_path / "large.gguf").open("wb") as file:
+        file.write(head)
+        file.truncate(offsets[-1] + slots[-1].nbytes)
+    child = subprocess.run(
+        [sys.executable, "-c", GREEDY, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    mebibytes = int(child.stdout) / 1024
+    assert mebibytes < 300, f"{mebibytes:.0f} MiB for a file of 533 MiB whose largest tensor has 469"
 
 
 # The command

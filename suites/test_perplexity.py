@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from mxharness import fetch, perplexity, text
+from mxharness.commands import perplexity as commands
 from mxharness.device import Device
 from mxharness.errors import UserError
-from mxharness.model import load, ranks, reference
+from mxharness.gate import defects
+from mxharness.model import decoder, load, ranks, reference
 from mxharness.model import toy as toy_model
 from mxharness.model.checkpoint import Checkpoint
 from mxharness.model.decoder import Activations
@@ -358,3 +360,43 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="2 processes and CUDA_VISIBLE_DEVICES=3: each needs a GPU"), ranks.joined():
         pass
+
+
+# The row of a run
+
+
+def row(monkeypatch: pytest.MonkeyPatch, toy: Checkpoint) -> dict[str, Any]:
+    monkeypatch.setitem(PROTOCOLS, "windows-512-half", TOY)
+    monkeypatch.setattr(commands, "load", lambda model, source: (toy, SAMPLE))
+    return dict(commands.row_of_run("toy", "host", 4))
+
+
+def test_a_run_records_the_gate(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = row(monkeypatch, toy)
+    assert found["passed"], found["message"]
+    assert 0 < found["kl"] < 1e-3
+    assert found["gate"] in {"pass", "inconclusive"}
+    assert f"gate: {found['gate']}, " in found["message"]
+    assert found["tokens_scored"] == 60
+    decoded, own = (measure(toy, runner, windows=4) for runner in (reference.decoded(toy), None))
+    assert found["perplexity_decoded_float32"] == pytest.approx(decoded.perplexity, rel=1e-9)
+    assert found["perplexity_original_float32"] == pytest.approx(own.perplexity, rel=1e-9)
+    assert found["perplexity"] == pytest.approx(decoded.perplexity, rel=5e-3)
+
+
+@pytest.mark.parametrize(("name", "word"), [("flipped-codes", "fail"), ("healthy", "nan")])
+def test_a_run_fails_on_its_gate(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch, name: str, word: str) -> None:
+    """Kernels that are given spoilt codes, and kernels that give NaN."""
+    kernels = decoder.kernels
+
+    def wrong(file: Checkpoint, *arguments: Any) -> Runner:  # noqa: ANN401  passed on
+        made = kernels(defects.quantised(file, defects.everything, defects.DEFECTS.get(name)), *arguments)
+        if word == "nan":
+            made = replace(made, logits=lambda states: torch.full((len(states), 259), math.nan))
+        return made
+
+    monkeypatch.setattr(decoder, "kernels", wrong)
+    found = row(monkeypatch, toy)
+    assert not found["passed"]
+    assert ("gate: fail, mean KL" in found["message"]) is (word == "fail")
+    assert ("is NaN or infinite for 15 of 15 tokens" in found["message"]) is (word == "nan")

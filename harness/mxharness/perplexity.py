@@ -278,7 +278,7 @@ def measure(
         windows_available=len(reading.available),
         spans=chosen,
         scored=len(nll),
-        perplexity=math.exp(mean) if mean < _OVERFLOW else math.inf,
+        perplexity=perplexity_of(mean),
         mean_nll=mean,
         nll=nll,
         tokens_per_second=measured * ranks.count / seconds,
@@ -313,6 +313,11 @@ def _identity(reading: Reading, runner: Runner, windows: int, batch: int) -> dic
     }
 
 
+def perplexity_of(nats: float) -> float:
+    """Exp of a mean NLL; infinite where float64 ends."""
+    return math.exp(nats) if nats < _OVERFLOW else math.inf
+
+
 def kernels_sha256() -> str:
     """Of every text under kernels/."""
     from mxharness.device.source import shipped
@@ -344,23 +349,27 @@ def triple(
     activations: Activations = "fp16",
     scale_rule: str = "floor",
     tie_rule: str = "even",
+    original: Checkpoint | None = None,
     measured: Callable[[Runner], Result] | None = None,
 ) -> Triple:
-    """Float32, MXFP4 decoded in float32, and MXFP4 through `device`'s kernels. measured: `measure` with its options."""
+    """Float32, MXFP4 decoded in float32, and MXFP4 through `device`'s kernels. measured: `measure` with its options.
+
+    original: the model with the weights that MXFP4 was made of, where `checkpoint` no longer has them.
+    """
     from mxharness.model import decoder, reference
 
     run = measured or partial(measure, reading)
     through_kernels = decoder.kernels(checkpoint, device, activations, scale_rule, tie_rule)
-    original = run(reference.float32(checkpoint, device.torch_device))
+    unrounded = run(reference.float32(original or checkpoint, device.torch_device))
     decoded = run(reference.decoded(checkpoint, device.torch_device, scale_rule, tie_rule))
     kernels = run(through_kernels)
     return Triple(
-        original=original,
+        original=unrounded,
         decoded=decoded,
         kernels=kernels,
         limit=LIMITS[activations],
         agreement=compare(decoded, kernels),
-        cost=compare(original, kernels),
+        cost=compare(unrounded, kernels),
     )
 
 

@@ -86,7 +86,7 @@ class RunRecord:
     skipped: tuple[Skip, ...] = ()
     perplexity: tuple[Labelled, ...] = ()
     """Per model and text: name, text, protocol, weights, activations, perplexity, tokens_per_second, hashes;
-    `passed` (bool) and `message` are the verdict."""
+    kl, same_word and gate are what the gate found; `passed` (bool) and `message` are the verdict."""
     faults: tuple[Labelled, ...] | None = None
     """Per planted fault: name, caught (bool), detector. None: not run."""
     tests: OtherTests = OtherTests()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mxharness.commands import common
-from mxharness.commands.perplexity import WINDOWS, load
+from mxharness.commands.perplexity import WINDOWS, load, original_of
 from mxharness.errors import KernelFailure, UserError
 from mxharness.protocols import DEFAULT_PROTOCOL, PROTOCOLS
 
@@ -78,7 +78,7 @@ def gate(
     try:
         found = judged.judge_model(
             checkpoint, words, opened, activations, protocol, tokens=limit, windows=windows, baseline=baseline,
-            progress=True,
+            original=original_of(model), progress=True,
         )  # fmt: skip
     except (Failed, KernelFailure) as error:
         if as_json:
@@ -136,7 +136,7 @@ def create(
     checkpoint, words = load(model, text)
     made = judged.make_baseline(
         checkpoint, words, opened.torch_device, protocol, tokens=limit, windows=windows, top=top, drawn=drawn,
-        progress=True,
+        original=original_of(model), progress=True,
     )  # fmt: skip
     stored.save(made, path)
     size = path.stat().st_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +14,13 @@ from mxharness.errors import KernelFailure, UserError
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS
 
 if TYPE_CHECKING:
+    from mxharness.device import Device
     from mxharness.document import Labelled
+    from mxharness.gate import judged
     from mxharness.model.checkpoint import Checkpoint
     from mxharness.model.decoder import Activations
     from mxharness.model.runner import Runner
-    from mxharness.perplexity import Result, Triple
+    from mxharness.perplexity import Reading, Result, Triple
     from mxharness.text import Text
 
 Weights = Literal["all", "float32", "decoded", "mxfp4"]
@@ -151,14 +152,16 @@ def perplexity(
             )
 
         choices: dict[str, Callable[[], Runner]] = {
-            "float32": lambda: reference.float32(checkpoint, opened.torch_device),
+            "float32": lambda: reference.float32(original_of(model) or checkpoint, opened.torch_device),
             "decoded": lambda: reference.decoded(checkpoint, opened.torch_device),
             "mxfp4": lambda: decoder.kernels(checkpoint, opened, activations),
         }
         triple = None
         try:
             if weights == "all":
-                triple = measuring.triple(checkpoint, reading, opened, activations=activations, measured=measured)
+                triple = measuring.triple(
+                    checkpoint, reading, opened, activations=activations, original=original_of(model), measured=measured
+                )
                 results = [triple.original, triple.decoded, triple.kernels]
             else:
                 results = [measured(choices[weights]())]
@@ -185,21 +188,28 @@ def _print(results: list[Result], triple: Triple | None, note: str, *, as_json: 
 
 
 def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
-    """The perplexity row of a run record: `model` three ways on the default text, judged.
+    """The perplexity row of a run record: `model` three ways on the default text, judged by limit and gate.
 
-    windows: None for the default number.
+    windows: None for the default number. A gate that these windows leave open is no failure here: `mxharness gate`
+    reads on until it is closed.
+
     Raises UserError where the model or what reads it cannot be had.
     """
     from mxharness import perplexity as measuring
     from mxharness.device import open_device
+    from mxharness.gate import judged
+    from mxharness.gate.verdict import Failed
+    from mxharness.protocols import select
 
     opened = open_device(device)
     checkpoint, words = load(model, "auto")
     reading = measuring.read(checkpoint, words)
-    measured = partial(measuring.measure, reading, windows=windows or DEFAULT_WINDOWS, progress=True)
+    spans = select(reading.available, windows or DEFAULT_WINDOWS)
     try:
-        triple = measuring.triple(checkpoint, reading, opened, activations=_ACTIVATIONS, measured=measured)
-    except (measuring.NotFiniteError, KernelFailure) as error:
+        found = judged.on_windows(
+            checkpoint, reading, opened, _ACTIVATIONS, spans, original=original_of(model), progress=True
+        )
+    except (Failed, KernelFailure) as error:
         return {
             "name": checkpoint.name,
             "text": words.label,
@@ -210,7 +220,14 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
             "passed": False,
             "message": str(error),
         }
-    return _row(triple, words)
+    return _row(found, reading, words, opened)
+
+
+def original_of(model: str) -> Checkpoint | None:
+    """The embedded model before it was quantised; None for any other model, which is its own original."""
+    from mxharness.model.load import load as load_model
+
+    return load_model("embedded-original") if model == "embedded" else None
 
 
 def require_model(model: str) -> None:
@@ -237,27 +254,44 @@ def load(model: str, source: str) -> tuple[Checkpoint, Text]:
     return load_model(model), text
 
 
-def _row(triple: Triple, words: Text) -> Labelled:
+def _row(found: judged.Measured, reading: Reading, words: Text, device: Device) -> Labelled:
     """One row of a run record. Its strings and integers fix the experiment; a baseline compares them exactly."""
-    result = triple.kernels
-    cost = f"the format itself costs {triple.cost.relative:+.1%} against float32 {triple.original.perplexity:.4f}"
+    import numpy as np
+
+    from mxharness import perplexity as measuring
+    from mxharness.gate.verdict import percent
+
+    columns = found.references.columns
+    kernels = np.concatenate([window.candidate for window in found.windows])
+    original, decoded, own = (
+        float(each.mean(dtype=np.float64)) for each in (columns["original"], columns["nll"], kernels)
+    )
+    place = f"{device.arithmetic} arithmetic on {device.device_class}"
+    judgement, limit = found.judgement, measuring.LIMITS[_ACTIVATIONS]
+    within = abs(math.expm1(min(own - decoded, 1.0))) <= limit.relative
     note = f" [{words.note}]" if words.note else ""
     return {
-        "name": result.model,
-        "text": result.text,
-        "protocol": f"{result.protocol}, {result.windows} of {result.windows_available} windows",
-        "weights": result.weights,
-        "activations": result.activations,
-        "perplexity": result.perplexity,
-        "perplexity_decoded_float32": triple.decoded.perplexity,
-        "perplexity_original_float32": triple.original.perplexity,
-        "tokens_scored": result.scored,
-        "tokens_per_second": result.tokens_per_second,
-        "model_sha256": result.model_sha256,
-        "text_sha256": result.text_sha256,
-        "token_ids_sha256": result.ids_sha256,
-        "passed": triple.passed,
-        "message": f"{triple.message}; {cost}; {result.arithmetic} arithmetic on {result.device_class}{note}",
+        "name": reading.model,
+        "text": reading.text,
+        "protocol": f"{reading.protocol}, {len(found.windows)} of {len(reading.available)} windows",
+        "weights": found.references.fixed["weights"],
+        "activations": _ACTIVATIONS,
+        "perplexity": measuring.perplexity_of(own),
+        "perplexity_decoded_float32": measuring.perplexity_of(decoded),
+        "perplexity_original_float32": measuring.perplexity_of(original),
+        "kl": judgement.divergence.mean,
+        "same_word": judgement.same,
+        "gate": judgement.verdict,
+        "tokens_scored": len(kernels),
+        "tokens_per_second": sum(span.stop - span.start for span in found.references.spans) / found.seconds,
+        "model_sha256": reading.model_sha256,
+        "text_sha256": reading.text_sha256,
+        "token_ids_sha256": reading.ids_sha256,
+        "passed": within and judgement.verdict not in {"fail", "drift"},
+        "message": f"perplexity through kernels {measuring.perplexity_of(own):.4f}, float32 on the decoded weights "
+        f"{measuring.perplexity_of(decoded):.4f}: {'within' if within else 'past'} {limit.relative:g} ({limit.why}); "
+        f"gate: {judgement.verdict}, {judgement.reason}; the format itself costs {percent(decoded - original)} against "
+        f"float32 {measuring.perplexity_of(original):.4f}; {place}{note}",
     }
 
 

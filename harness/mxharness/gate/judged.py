@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from mxharness import perplexity
 from mxharness.errors import UserError
 from mxharness.gate import compared, noise, sequence, stored
 from mxharness.gate.statistics import Estimate
-from mxharness.gate.verdict import Failed, Judgement, Rules, moved
+from mxharness.gate.verdict import Failed, Judgement, Rules, Window, judge, moved
 from mxharness.model import decoder, reference
 from mxharness.protocols import DEFAULT_WINDOWS, Span, select
 
@@ -59,11 +60,13 @@ def judge_model(
     tokens: int | None = None,
     windows: int | None = None,
     baseline: str | None = None,
+    original: Checkpoint | None = None,
     progress: bool = False,
 ) -> Gated:
     """Judge the kernels on `device`, with activations of each dtype, against float32 on the same weights.
 
     windows: read at most so many, None for all there are. baseline: the name or file of a stored reference.
+    original: as in `stored.collect`.
 
     Raises Failed for NaN, Inf, nothing scored, another experiment than the baseline's and a reference that is not
     what is stored; UserError for an unknown protocol and a baseline that cannot be read.
@@ -89,7 +92,7 @@ def judge_model(
         kept.require(reading, _words(checkpoint))
         available = select(kept.spans, windows)
         cost = kept.cost(kept.spans)
-        notes += _recomputed(kept, checkpoint, reading, device.torch_device)
+        notes += _recomputed(kept, checkpoint, original, reading, device.torch_device)
         notes.append(f"the format moves perplexity by {moved(cost)}")
         noises = {name: float(kept.fixed[f"noise_{name}"]) for name in activations}
         measures = {n: compared.against(kept, runners[n], reading.ids, progress=bars[n]) for n in activations}
@@ -104,6 +107,37 @@ def judge_model(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A model on a fixed set of windows: both references, the kernels, and the verdict on these."""
+
+    references: Statistics
+    windows: tuple[Window, ...]
+    judgement: Judgement
+    seconds: float
+    """What the kernels took."""
+
+
+def on_windows(
+    checkpoint: Checkpoint,
+    reading: Reading,
+    device: Device,
+    activations: Activations,
+    spans: Sequence[Span],
+    *,
+    original: Checkpoint | None = None,
+    progress: bool = False,
+) -> Measured:
+    """Run both references and the kernels on `spans` and judge these, whatever is left open. Raises Failed."""
+    kept = stored.collect(checkpoint, reading, spans, device.torch_device, original=original, progress=progress)
+    candidate = decoder.kernels(checkpoint, device, activations)
+    start = time.perf_counter()
+    measure = compared.against(kept, candidate, reading.ids, progress=f"kernels, {activations}" if progress else "")
+    windows = tuple(measure(spans))
+    seconds = time.perf_counter() - start
+    return Measured(kept, windows, judge(windows, Rules(perplexity.LIMITS[activations].relative)), seconds)
+
+
 def make_baseline(
     checkpoint: Checkpoint,
     text: Text,
@@ -112,6 +146,7 @@ def make_baseline(
     *,
     tokens: int | None = None,
     windows: int | None = None,
+    original: Checkpoint | None = None,
     top: int = stored.TOP,
     drawn: int = stored.DRAWN,
     progress: bool = False,
@@ -119,7 +154,9 @@ def make_baseline(
     """A reference's statistics with the divergence of an honest candidate of each dtype, on a few windows, beside."""
     reading = perplexity.read(checkpoint, text, protocol, tokens)
     spans = select(reading.available, windows)
-    found = stored.collect(checkpoint, reading, spans, torch_device, top=top, drawn=drawn, progress=progress)
+    found = stored.collect(
+        checkpoint, reading, spans, torch_device, original=original, top=top, drawn=drawn, progress=progress
+    )
     fixed = dict(found.fixed)
     few = select(spans, sequence.GLANCE)
     for name in decoder.ACTIVATIONS:
@@ -137,10 +174,16 @@ def _words(checkpoint: Checkpoint) -> str:
     return weights_words(checkpoint, "floor, even")
 
 
-def _recomputed(kept: Statistics, checkpoint: Checkpoint, reading: Reading, torch_device: torch.device) -> list[str]:
+def _recomputed(
+    kept: Statistics,
+    checkpoint: Checkpoint,
+    original: Checkpoint | None,
+    reading: Reading,
+    torch_device: torch.device,
+) -> list[str]:
     """Run both references again on a few windows. Raises Failed where one is not what is stored."""
     few: tuple[Span, ...] = select(kept.spans, min(sequence.GLANCE, DEFAULT_WINDOWS))
-    now = stored.collect(checkpoint, reading, few, torch_device, top=1, drawn=1)
+    now = stored.collect(checkpoint, reading, few, torch_device, original=original, top=1, drawn=1)
     notes = []
     for column, what in (("nll", "MXFP4 decoded to float32"), ("original", "the float32 original")):
         before = np.concatenate([kept.part(column, span) for span in few]).astype(np.float64)

@@ -99,11 +99,15 @@ def collect(
     spans: Sequence[Span],
     torch_device: torch.device,
     *,
+    original: Checkpoint | None = None,
     top: int = TOP,
     drawn: int = DRAWN,
     progress: bool = False,
 ) -> Statistics:
-    """Run both references on windows of a text."""
+    """Run both references on windows of a text.
+
+    original: the model with the weights that MXFP4 was made of, where `checkpoint` no longer has them.
+    """
     wide = checkpoint.config.vocabulary > np.iinfo(np.uint16).max + 1
     words = np.uint32 if wide else np.uint16
     decoded = reference.decoded(checkpoint, torch_device)
@@ -120,13 +124,17 @@ def collect(
         [decoded], reading.ids, spans, reduce_of, batch=batch, progress="reference" if progress else ""
     )
     rows = list(columns)
-    original = likelihood.over_windows(
-        [reference.float32(checkpoint, torch_device)], reading.ids, spans, lambda _: likelihood.nll, batch=batch,
+    unrounded = likelihood.over_windows(
+        [reference.float32(original or checkpoint, torch_device)],
+        reading.ids,
+        spans,
+        lambda _: likelihood.nll,
+        batch=batch,
         progress="original" if progress else "",
-    )  # fmt: skip
+    )
     whole = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     whole |= {name: whole[name].astype(words) for name in ("top", "drawn")}
-    whole["original"] = np.concatenate([row["nll"] for row in original])
+    whole["original"] = np.concatenate([row["nll"] for row in unrounded])
     fixed = {name: str(getattr(reading, name)) for name in ("model", "text", *_FIXED) if name != "weights"}
     fixed |= {"weights": decoded.weights, "reference": f"{decoded.arithmetic}, {decoded.device_class}"}
     return Statistics(fixed, tuple(spans), whole)

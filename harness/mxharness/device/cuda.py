@@ -25,6 +25,8 @@ _SPIN = 0.01
 """Seconds of waiting without a pause: most launches are done by then."""
 _lost: list[str] = []
 """What took the process's context with it."""
+_kept: list[dict[str, Any]] = []
+"""Modules whose kernel hangs: to unload one is to wait for it."""
 SECONDS = 120.0
 """For everything in the stream to end; then it counts as hung."""
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is one rounding, as on the host device
@@ -147,6 +149,7 @@ class CudaDevice:
                 waited = time.monotonic() - started
                 if waited > SECONDS:
                     _lost.append("a kernel hangs")
+                    _kept.append(self._modules)
                     raise Hung(f"a kernel on the GPU did not end within {SECONDS:g} s")
                 time.sleep(0 if waited < _SPIN else 1e-4)
         except self._driver.Error as error:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mxharness import cli, perplexity, text
 from mxharness.errors import UserError
-from mxharness.gate import compared, defects, divergence, judged, noise, sequence, statistics, stored, verdict
+from mxharness.gate import compared, defects, divergence, judged, noise, sequence, simulate, statistics, stored, verdict
 from mxharness.gate.verdict import Failed, Rules, Window
 from mxharness.model import reference, toy
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select
@@ -252,7 +252,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> perplexity.Reading:
 
 def through_the_gate(reading, healthy, spoilt):
     candidate = compared.together(reference.float32(healthy), reference.float32(spoilt), reading.ids)
-    return sequence.run(reading.available, [(candidate, RULES)])[0]
+    return sequence.run(reading.available[:12], [(candidate, RULES)])[0]
 
 
 def test_the_same_bytes_pass(reading):
@@ -361,15 +361,15 @@ def run(capsys, *arguments):
 
 
 def test_the_command_judges_beside_and_against_a_baseline(toy_command, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(perplexity.LIMITS, "fp16", replace(perplexity.LIMITS["fp16"], relative=0.05))
+    monkeypatch.setitem(perplexity.LIMITS, "fp16", replace(perplexity.LIMITS["fp16"], relative=0.2))
     path = str(tmp_path / "toy.safetensors")
-    code, out = run(capsys, "gate", "--json", *toy_command)
+    code, out = run(capsys, "gate", "--json", "--windows", "12", *toy_command)
     beside = json.loads(out)
     assert (code, beside["passed"], beside["gates"]["fp16"]["verdict"]) == (0, True, "pass"), out
     assert beside["gates"]["fp16"]["divergence"]["mean"] > 0
-    code, out = run(capsys, "gate", "create", path, *toy_command, "--windows", "55")
+    code, out = run(capsys, "gate", "create", path, *toy_command, "--windows", "12")
     assert code == 0
-    assert "55 windows, 825 scored tokens" in out
+    assert "12 windows, 180 scored tokens" in out
     code, out = run(capsys, "gate", "--json", "--baseline", path, *toy_command)
     against = json.loads(out)
     assert (code, against["passed"]) == (0, True), out
@@ -395,3 +395,36 @@ def test_too_short_a_text_fails(toy_command, capsys):
     code, out = run(capsys, "gate", "--limit", "31", *toy_command)
     assert code == 1
     assert "FAIL: nothing to score: sample (not WikiText-2) gives 31 tokens, windows-512-half needs 32" in out
+
+
+# Error rates
+
+
+def test_simulated_rates_are_those_of_the_design():
+    """Windows that vary as bf16 rounding makes them: 21 suffice for a margin of 0.5 % at 95 % either way."""
+    pool = np.random.default_rng(1).normal(size=592) * math.log1p(0.005) * math.sqrt(21) / 3.29
+    none, margin, twice, gain = simulate.rates(pool, (0.0, 0.005, 0.01, -0.01), 0.005, trials=150)
+    assert none.ended == {"pass": 1.0}
+    assert none.windows == 64
+    assert 0 < margin.once["pass"] < 0.15
+    assert margin.ended["fail"] > 0.5
+    assert margin.windows > 64
+    assert twice.ended == {"fail": 1.0}
+    assert gain.ended == {"drift": 1.0}
+    assert sum(margin.once.values()) == pytest.approx(1) == sum(margin.ended.values())
+    with pytest.raises(UserError, match="two windows or more, not of 1"):
+        simulate.rates([0.1], (0.0,), 0.005)
+
+
+def test_the_command_simulates_from_a_file(capsys, tmp_path):
+    path = tmp_path / "differences.json"
+    path.write_text(
+        json.dumps({"api_version": 1, "candidates": {"a": {"margin": 0.005, "differences": [0.001, -0.001]}}})
+    )
+    code, out = run(capsys, "gate", "simulate", str(path), "--trials", "5", "--json")
+    found = json.loads(out)["rates"]
+    assert code == 0
+    assert [row["change"] for row in found] == [0.0, 0.0025, 0.005, 0.01, -0.01]
+    assert found[0]["ended"] == {"pass": 1.0}
+    path.write_text('{"api_version": 1}')
+    assert run(capsys, "gate", "simulate", str(path))[0] == 2

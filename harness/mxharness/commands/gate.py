@@ -147,6 +147,49 @@ def create(
     return common.PASS
 
 
+@gate.command()
+@click.argument("differences", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--trials", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@common.json_option
+def simulate(differences: Path, *, trials: int, seed: int, as_json: bool) -> int:
+    """Show how often the gate errs, on measured differences.
+
+    DIFFERENCES is a JSON file: candidates, each with its margin and its windows' differences of mean NLL.
+    """
+    from mxharness.document import read_document
+    from mxharness.gate.simulate import rates
+
+    candidates = read_document(differences, "file of differences").get("candidates")
+    if not isinstance(candidates, dict):
+        raise UserError(f"{differences} has no candidates")
+    rows = []
+    for name, one in candidates.items():
+        margin = float(one["margin"])
+        for rate in rates(
+            one["differences"], (0.0, margin / 2, margin, 2 * margin, -2 * margin), margin, trials=trials, seed=seed
+        ):
+            rows.append({"candidate": name, "margin": margin, **asdict(rate)})
+    if as_json:
+        common.print_json({"trials": trials, "seed": seed, "rates": rows})
+        return common.PASS
+    words = ("pass", "fail", "drift", "inconclusive")
+    common.print_table(
+        f"Verdicts on perplexity in {trials} simulated runs, on 64 windows alone / after doubling",
+        ("candidate", "true change", *words, "windows read"),
+        [
+            (
+                row["candidate"],
+                f"{row['change']:+.2%}",
+                *(f"{row['once'].get(word, 0):.3f} / {row['ended'].get(word, 0):.3f}" for word in words),
+                f"{row['windows']:.0f}",
+            )
+            for row in rows
+        ],
+    )
+    return common.PASS
+
+
 def _document(found: Gated) -> dict[str, Any]:
     gates = {
         name: {

@@ -142,11 +142,13 @@ def test_draws_repeat_and_follow_the_seed(device):
     def tokens(seed, prompts=PROMPTS[:1], temperature=2.0):
         return generate(adapter, prompts, 6, None, {"temperature": temperature, "seed": seed})
 
-    assert tokens(1) == tokens(1)
-    assert tokens(1) != tokens(2)
+    once = tokens(1)
+    assert tokens(1) == once
+    assert tokens(2) != once
+    assert tokens(1, [PROMPTS[0] + once[0][:2]])[0][:4] == once[0][2:]  # a draw belongs to its position
     assert tokens(1, temperature=0) == generate(adapter, PROMPTS[:1], 6)
-    assert tokens(1, PROMPTS[:1] * 2) == tokens(1) * 2
-    assert tokens([1, 2], PROMPTS[:1] * 2) == tokens(1) + tokens(2)
+    assert tokens(1, PROMPTS[:1] * 2) == once * 2
+    assert tokens([1, 2], PROMPTS[:1] * 2) == once + tokens(2)
 
 
 def test_draws_follow_the_probabilities(device):

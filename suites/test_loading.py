@@ -230,6 +230,10 @@ def test_what_is_mxfp4_is_never_quantised_again() -> None:
 def test_a_head_of_its_own_is_not_the_embedding(tmp_path: Path, transformers: ModuleType) -> None:
     model = hugging(transformers, replace(toy.LLAMA, tied=False))
     model.save_pretrained(tmp_path / "untied")
+    config = tmp_path / "untied" / "config.json"
+    document = json.loads(config.read_text())
+    del document["tie_word_embeddings"]  # False where config.json does not say
+    config.write_text(json.dumps(document))
     read = load(tmp_path / "untied")
     assert not read.config.tied
     assert not torch.equal(values(read.tensors["head"]), values(read.tensors["embedding"]))
@@ -253,6 +257,20 @@ def test_text_survives_ids(tmp_path: Path, rule: str) -> None:
     path.write_text(tokenizer.to_json(words), encoding="utf-8")
     assert tokenizer.encode(path, TEXT).tolist() == ids.tolist()
     assert tokenizer.from_json(path) == (words, ())
+
+
+def test_special_tokens_of_a_tokenizer_json(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers", reason="not tried: a tokenizer.json with special tokens")
+    words = toy.byte_vocabulary()
+    made = library.Tokenizer.from_str(tokenizer.to_json(words))
+    made.add_special_tokens(["<|end|>"])
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    ids = tokenizer.encode(path, "a<|end|>").tolist()
+    assert 258 not in ids  # its name in a text is text
+    assert ids == tokenizer.encode(words, "a<|end|>").tolist()
+    assert tokenizer.decode(path, [64, 258]) == "a<|end|>"
+    assert tokenizer.from_json(path) == (words, (258,))
 
 
 def test_cutting_rules_differ() -> None:

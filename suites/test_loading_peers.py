@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mxharness.model import reference, tokenizer, toy
+from mxharness.model import metadata, reference, tokenizer, toy
 from mxharness.model.checkpoint import Checkpoint, values
 from mxharness.model.load import load
 from mxharness.model.quantising import quantise
@@ -24,7 +24,7 @@ from mxharness.model.quantising import quantise
 RECORD: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp.json").read_text())
 AGAIN = "python examples/record_llama_cpp.py records llama.cpp's logits anew"
 ARCHITECTURES = list(toy.CONFIGS)
-TEXT = "It's 2026: \"Ärger\" über 1234567 Dinge,  l'été…\n\n\tx²+y_3 <|end|> I'LL don't 日本語 ok?!\r\n   "
+TEXT = "It's 2026: \"Ärger\" über 1234567 Dinge,  l'été…\n\n\tx²+y_3 <|end|> I'LL don't 日本語 ok?! ../x//\n/y\r\n   "
 
 
 def logits(model: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
@@ -118,6 +118,17 @@ def test_llama_cpp_cuts_text_alike(tmp_path: Path, llama_cpp: Any, rule: str) ->
     peer.close()
 
 
+def test_the_scheme_is_compressed_tensors_own() -> None:
+    schemes = pytest.importorskip(
+        "compressed_tensors.quantization",
+        reason="compressed-tensors is not installed; not compared: its scheme of MXFP4",
+    )
+    config = schemes.QuantizationConfig.model_validate(metadata.quantization_config(experts=False, left=["a"]))
+    assert config.config_groups["group_0"].weights == schemes.preset_name_to_scheme("MXFP4A16", ["Linear"]).weights
+    assert config.format == "mxfp4-pack-quantized"
+    assert config.ignore == ["a", "lm_head"]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_reads_this_folder(tmp_path: Path, architecture: str) -> None:
     transformers = pytest.importorskip("transformers", reason="not compared: what transformers reads")
@@ -133,12 +144,15 @@ def test_transformers_reads_this_folder(tmp_path: Path, architecture: str) -> No
         peer = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, quantization_config=getattr(transformers, decode)(dequantize=True)
         ).eval()
+    usual = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     ids = torch.tensor(RECORD["tokens"])
     model = load(folder)
     with torch.inference_mode():
         found, wanted = peer(ids[None]).logits[0], logits(model, ids)
+        rough = usual(ids[None]).logits[0].float()
     assert wanted.std() > 1
     assert (found - wanted).abs().max() <= 1e-4  # float32 in another order; the logits are up to ten
+    assert (rough - wanted).abs().mean() <= 0.05 * wanted.std()  # bfloat16 activations, as it is opened without options
     assert {stored.format for name, stored in model.tensors.items() if name.endswith("down")} == {"MXFP4"}
     tokens = transformers.AutoTokenizer.from_pretrained(folder)("In 2012 the th")["input_ids"]
     assert tokens == tokenizer.encode(model.vocabulary, "In 2012 the th").tolist()

@@ -96,8 +96,6 @@ def quantise(
     form = form or ("gguf" if target.suffix == ".gguf" else "safetensors")
     if (form == "gguf") != (target.suffix == ".gguf"):
         raise UserError(f"{target}: a GGUF file's name ends in .gguf, and a folder of safetensors has another")
-    if os.path.lexists(target):
-        raise UserError(f"{target} is there already and is not written over; choose another name or remove it")
     plan = plan_of(source, form, f"mxfp4 ({scale_rule}, {tie_rule})")
     if not plan.parts:
         raise UserError(f"{source} holds no tensors")

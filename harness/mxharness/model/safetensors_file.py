@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Entry]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_once)
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} is no safetensors file, or a damaged or incomplete one, of {size:,} bytes: {error}"
         ) from error

@@ -145,4 +145,4 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _request(device: str, out: Path, no_perplexity: bool, quiet: bool) -> Request:
-    return Request(device=device, out=out, model=None if no_perplexity else "smollm2", quiet=quiet)
+    return Request(device=device, out=out, model=None if no_perplexity else common.DEFAULT_MODEL, quiet=quiet)

@@ -22,6 +22,9 @@ _INSTALL = {
     **dict.fromkeys(("accelerate", "transformers", "xdist"), "pip install 'mxharness[test]'"),
 }
 
+DEFAULT_MODEL = "smollm2"
+"""What is measured where no model is named."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 device_option = click.option(
     "--device",
@@ -29,6 +32,9 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="Where kernels run. auto: cuda where a GPU, a driver, pycuda and nvcc are present, else host.",
+)
+model_option = click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, help="A model that `fetch` knows, or a file or folder."
 )
 out_settings: dict[str, Any] = {
     "type": click.Path(path_type=Path, file_okay=False),

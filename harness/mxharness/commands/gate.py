@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from mxharness.gate.judged import Gated
     from mxharness.model.decoder import Activations
 
-_model_option = click.option(
-    "--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a file or folder."
-)
 _text_option = click.option("--text", default="auto", show_default=True, help="A text, as for `mxharness perplexity`.")
 _protocol_option = click.option(
     "--protocol", type=click.Choice(tuple(PROTOCOLS)), default=DEFAULT_PROTOCOL, show_default=True
@@ -32,7 +29,7 @@ _limit_option = click.option(
 @click.group(invoke_without_command=True)
 @click.pass_context
 @click.option("--baseline", metavar="NAME", help="A stored reference, or its .safetensors file.  [default: run it]")
-@_model_option
+@common.model_option
 @_text_option
 @_protocol_option
 @_limit_option
@@ -95,7 +92,7 @@ def gate(
 
 @gate.command()
 @click.argument("name")
-@_model_option
+@common.model_option
 @_text_option
 @_protocol_option
 @_limit_option

@@ -66,7 +66,7 @@ def fetch(name: str, as_json: bool) -> int:
 
 
 @click.command()
-@click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a file or folder.")
+@common.model_option
 @click.option(
     "--text",
     default="auto",

@@ -72,7 +72,7 @@ def _seed(_context: click.Context, _parameter: click.Parameter, value: str) -> s
     metavar="FILE",
     help="Failures that are known, each with a reason and an end.  [default: baselines/known_failures.toml]",
 )
-@click.option("--model", default="smollm2", show_default=True, help="A model that `fetch` knows, or a GGUF file.")
+@common.model_option
 @click.option("--no-perplexity", is_flag=True, help="Leave the model out.")
 @click.option(
     "--perplexity-windows",

@@ -64,7 +64,7 @@ class Request:
     """pytest-xdist's -n; empty: one process for a part of the suites, one a core, MOST_WORKERS at most, for all."""
     known_failures: Path | None = None
     """A ledger of its own; None: the one that came with this version."""
-    model: str | None = "smollm2"
+    model: str | None = common.DEFAULT_MODEL
     """None: no perplexity."""
     windows: int | None = None
     """None: HOST_WINDOWS on the host device, perplexity.py's default on a GPU."""

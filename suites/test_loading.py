@@ -281,6 +281,9 @@ def test_cutting_rules_differ() -> None:
     }
     assert ids["gpt-2"].tolist() == [256, 220, 257]  # "12" merged; smollm cuts digits apart
     assert ids["smollm"].tolist() == [16, 17, 220, 257]
+    whole = replace(words, tokens=(*words.tokens[:-1], "dog"), pre_tokenizer="llama-bpe")  # no merges lead to "dog"
+    assert tokenizer.encode(whole, "dog").tolist() == [258]
+    assert tokenizer.encode(replace(whole, pre_tokenizer="qwen2"), "dog").tolist() == [67, 78, 70]
 
 
 def test_a_character_cut_short() -> None:

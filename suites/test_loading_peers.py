@@ -109,11 +109,14 @@ def test_llama_cpp_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama
 @pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2", "gpt-4o"])
 def test_llama_cpp_cuts_text_alike(tmp_path: Path, llama_cpp: Any, rule: str) -> None:  # noqa: ANN401
     model = toy.stable(toy.LLAMA)
-    words = replace(toy.byte_vocabulary(), pre_tokenizer=rule)
+    words = toy.byte_vocabulary()
+    # The last one is a word that no merges lead to: Llama 3's rule takes it, the others do not.
+    words = replace(words, tokens=(*words.tokens[:-1], "ĠDinge"), pre_tokenizer=rule)
     quantise(replace(model, vocabulary=words), tmp_path / "words.gguf")
     peer = llama_cpp.Llama(str(tmp_path / "words.gguf"), vocab_only=True, verbose=False)
     found = peer.tokenize(TEXT.encode(), add_bos=False, special=False)
     assert tokenizer.encode(words, TEXT).tolist() == found
+    assert (258 in found) == (rule == "llama-bpe")
     assert tokenizer.decode(words, found) == TEXT == peer.detokenize(found).decode()
     peer.close()
 

@@ -275,10 +275,8 @@ def test_special_tokens_of_a_tokenizer_json(tmp_path: Path) -> None:
 
 def test_cutting_rules_differ() -> None:
     pytest.importorskip("tokenizers", reason="not tried: text to token ids")
-    ids = {
-        rule: tokenizer.encode(replace(toy.byte_vocabulary(), pre_tokenizer=rule), "12 th")
-        for rule in ("gpt-2", "smollm")
-    }
+    words = toy.byte_vocabulary()
+    ids = {rule: tokenizer.encode(replace(words, pre_tokenizer=rule), "12 th") for rule in ("gpt-2", "smollm")}
     assert ids["gpt-2"].tolist() == [256, 220, 257]  # "12" merged; smollm cuts digits apart
     assert ids["smollm"].tolist() == [16, 17, 220, 257]
     whole = replace(words, tokens=(*words.tokens[:-1], "dog"), pre_tokenizer="llama-bpe")  # no merges lead to "dog"

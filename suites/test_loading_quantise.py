@@ -193,9 +193,10 @@ def test_an_unknown_architecture_in_gguf(tmp_path: Path) -> None:
 
 def test_pieces_of_a_large_tensor_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantise(toy.checkpoint(), tmp_path / "float.gguf", only=["*ffn_up*"])
-    quantise(tmp_path / "float.gguf", tmp_path / "whole.gguf")
+    whole = quantise(tmp_path / "float.gguf", tmp_path / "whole.gguf")
     monkeypatch.setattr("mxharness.model.parts.PIECE", 200)  # three rows of 64
-    quantise(tmp_path / "float.gguf", tmp_path / "pieces.gguf")
+    pieces = quantise(tmp_path / "float.gguf", tmp_path / "pieces.gguf")
+    assert [row.sqnr for row in pieces.rows] == [row.sqnr and pytest.approx(row.sqnr, rel=1e-12) for row in whole.rows]
     assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 

@@ -340,6 +340,11 @@ def test_files_that_are_no_baseline_are_one_sentence(reading, tmp_path):
     path.write_bytes(whole.replace(b'"version":"1"', b'"version":"9"'))
     with pytest.raises(UserError, match="of another version"):
         stored.load(path)
+    kept = stored.collect(toy.checkpoint(), reading, reading.available[:2], CPU, top=4, drawn=2)
+    for name, cut in (("nll", kept.columns["nll"][1:]), ("drawn", kept.columns["drawn"][:, 1:])):
+        stored.save(replace(kept, columns={**kept.columns, name: cut}), path)
+        with pytest.raises(UserError, match=f"is damaged: {name} is not of 30 rows"):
+            stored.load(path)
     with pytest.raises(UserError, match="no gate baseline 'nothing'; "):
         stored.find("nothing")
 

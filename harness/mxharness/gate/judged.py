@@ -94,7 +94,7 @@ def judge_model(
         cost = kept.cost(kept.spans)
         notes += _recomputed(kept, checkpoint, original, reading, device.torch_device)
         notes.append(f"the format moves perplexity by {moved(cost)}")
-        noises = {name: float(kept.fixed[f"noise_{name}"]) for name in activations}
+        noises = {name: float(kept.fixed.get(f"noise_{name}", "0")) for name in activations}
         measures = {n: compared.against(kept, runners[n], reading.ids, progress=bars[n]) for n in activations}
     rules = {name: Rules(perplexity.LIMITS[name].relative, noise=noises[name]) for name in activations}
     judgements = sequence.run(available, [(measures[name], rules[name]) for name in activations])

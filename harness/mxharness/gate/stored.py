@@ -166,8 +166,9 @@ def load(path: Path) -> Statistics:
     spans = tuple(Span(*map(int, row)) for row in columns.pop("windows"))
     scored = sum(span.stop - span.first for span in spans)
     bad = [name for name, column in columns.items() if len(column) != scored]
+    bad += [name for name in ("top", "drawn") if columns[name].shape != columns[f"{name}_log"].shape]
     if bad:
-        raise UserError(f"{path} is damaged: {', '.join(bad)} has not {scored:,} rows, one for each scored token")
+        raise UserError(f"{path} is damaged: {', '.join(bad)} is not of {scored:,} rows, one for each scored token")
     return Statistics(fixed, spans, columns)
 
 

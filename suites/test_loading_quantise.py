@@ -75,6 +75,8 @@ def test_what_is_mxfp4_stays_and_is_not_counted(tmp_path: Path) -> None:
     second = quantise(
         tmp_path / "one.gguf", tmp_path / "two.gguf", scale_rule="ceil", only=["*.attn*"], skip=["*down_exps.weight"]
     )
+    experts = [row for row in second.rows if "exps.weight" in row.name]
+    assert [(row.before, row.after, row.why) for row in experts] == [("MXFP4", "MXFP4", "as stored")] * 6
     assert {row.name for row in second.rows if row.sqnr is not None} == {
         f"blk.{i}.attn_{what}.weight" for i in range(2) for what in ("q", "k", "v", "output")
     }

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mxharness.model import metadata, reference, tokenizer, toy
-from mxharness.model.checkpoint import Checkpoint, values
+from mxharness.model.checkpoint import Checkpoint, Vocabulary, values
 from mxharness.model.load import load
 from mxharness.model.quantising import quantise
 
@@ -111,12 +111,15 @@ def test_llama_cpp_cuts_text_alike(tmp_path: Path, llama_cpp: Any, rule: str) ->
     model = toy.stable(toy.LLAMA)
     words = toy.byte_vocabulary()
     # The last one is a word that no merges lead to: Llama 3's rule takes it, the others do not.
-    words = replace(words, tokens=(*words.tokens[:-1], "ĠDinge"), pre_tokenizer=rule)
+    # Before it, a line's end and a slash: GPT-4o's rule leaves them together.
+    tokens = (*words.tokens[:256], "12", "Ċ/", "ĠDinge")
+    words = Vocabulary(tokens, ("1 2", "Ċ /"), rule)
     quantise(replace(model, vocabulary=words), tmp_path / "words.gguf")
     peer = llama_cpp.Llama(str(tmp_path / "words.gguf"), vocab_only=True, verbose=False)
     found = peer.tokenize(TEXT.encode(), add_bos=False, special=False)
     assert tokenizer.encode(words, TEXT).tolist() == found
     assert (258 in found) == (rule == "llama-bpe")
+    assert (257 in found) == (rule == "gpt-4o")
     assert tokenizer.decode(words, found) == TEXT == peer.detokenize(found).decode()
     peer.close()
 

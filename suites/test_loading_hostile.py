@@ -92,7 +92,7 @@ def test_gguf_files_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one of 7 parts of a model; `llama-gguf-split --merge` joins them"):
         gguf_file.read(path)
     gguf(path, tensors=(info("t", (8,), 999),))
-    with pytest.raises(UserError, match="is of ggml's type 999, which (this gguf-py does not know|the package gguf)"):
+    with pytest.raises(UserError, match=r"is of ggml's type 999, which (this gguf-py does not know|the package gguf)"):
         gguf_file.read(path)
     gguf(path, text("general.architecture") + struct.pack("<II", 4, 5))
     with pytest.raises(UserError, match=r"'general.architecture' is 5, not of type str"):

@@ -28,6 +28,7 @@ from mxharness.commands.replay import replay
 from mxharness.commands.report import report
 from mxharness.commands.run import run
 from mxharness.commands.sanitize import sanitize
+from mxharness.commands.sensitivity import sensitivity
 from mxharness.errors import UserError
 
 
@@ -60,6 +61,7 @@ for command in (
     manifest,
     merge,
     sanitize,
+    sensitivity,
 ):
     commands.add_command(command)
 

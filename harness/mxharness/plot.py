@@ -1,7 +1,7 @@
-"""Plots for the report: the only module that imports matplotlib.
+"""Plots: the only module that imports matplotlib.
 
-A plot is an inline SVG whose colours are CSS variables (--ink, --line, --fail, --series-1 ..), so that the page's
-style decides them, in light, dark and print.
+A plot of the report is an inline SVG whose colours are CSS variables (--ink, --line, --fail, --series-1 ..), so that
+the page's style decides them, in light, dark and print. Others are files.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +80,46 @@ def ratio_svg(title: str, points: Sequence[Point], x_label: str) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     past = sum(not point.passed for point in points)
     return _inline(text.getvalue(), f"{title}: error / bound of {len(points)} cases over {x_label}, {past} failed")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One measured value with its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_label: str) -> None:
+    """Panels of horizontal bars with their intervals, one logarithmic axis for all, as a PNG or SVG file.
+
+    The first bar of a panel is its topmost. Values must be positive; an interval is cut off where the axis ends.
+    Raises UserError for another suffix.
+    """
+    from matplotlib.figure import Figure
+
+    if path.suffix not in {".png", ".svg"}:
+        raise UserError(f"a plot is a .png or .svg file, not '{path}'")
+    counts = [len(bars) for bars in panels.values()]
+    figure = Figure(figsize=(7.5, 1.0 + 0.24 * sum(counts) + 0.5 * len(counts)), layout="constrained")
+    every = figure.subplots(len(counts), 1, sharex=True, squeeze=False, height_ratios=[count + 1 for count in counts])
+    for axes, (name, bars) in zip(every[:, 0], panels.items(), strict=True):
+        values = [bar.value for bar in bars]
+        below = [bar.value - max(bar.low, bar.value / 10) for bar in bars]
+        axes.barh(range(len(bars)), values, color="#3b6ea5", height=0.7)
+        above = [bar.high - bar.value for bar in bars]
+        axes.errorbar(values, range(len(bars)), xerr=[below, above], fmt="none", ecolor="#111", elinewidth=1, capsize=2)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
+        axes.set(xscale="log", ylim=(len(bars) - 0.4, -0.6))
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.grid(visible=True, axis="x", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    every[-1, 0].set_xlabel(x_label)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
 def _draw(axes: Axes, points: Sequence[Point]) -> None:

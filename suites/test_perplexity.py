@@ -29,6 +29,7 @@ from mxharness.model.runner import Runner
 from mxharness.model.tokenizer import encode
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select, spans
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
 SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 6, "0" * 64)
@@ -280,6 +281,7 @@ def test_a_killed_measurement_goes_on_where_it_was(toy: Checkpoint, tmp_path: Pa
     assert calls == [3, 3, 2]
     folder = tmp_path / "float32"
     (folder / "00000.safetensors").write_bytes(b"half a file")  # not by us: ours appear whole
+    save_file({"nll": np.ones(1, np.float32)}, folder / "00002.safetensors")
     with pytest.raises(UserError, match="float32 holds a measurement; --resume goes on with it"):
         measure(toy, batch=3, keep=perplexity.Keep(tmp_path))
     resumed = replace(plain, hidden_states=lambda ids: (calls.append(len(ids)), plain.hidden_states(ids))[1])

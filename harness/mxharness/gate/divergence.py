@@ -51,8 +51,8 @@ def cells(logits: Tensor, top: int, drawn: int, seed: int) -> Cells:
     if not drawn:
         none = log.new_empty((len(log), 0))
         return Cells(first.indices, first.values, none.long(), none)
-    rest = log.double().exp().scatter_(-1, first.indices, 0.0)
-    rest.clamp_(min=torch.finfo(torch.float64).tiny).scatter_(-1, first.indices, 0.0)  # never a row of zeros
+    tiny = torch.finfo(torch.float64).tiny  # so that the others never sum to zero
+    rest = log.double().exp().clamp_(min=tiny).scatter_(-1, first.indices, 0.0)
     generator = torch.Generator(logits.device).manual_seed(seed)
     words = torch.multinomial(rest, drawn, replacement=True, generator=generator)
     return Cells(first.indices, first.values, words, log.gather(-1, words))

@@ -332,3 +332,14 @@ def test_the_command_says_what_is_wrong(device, command, capsys, monkeypatch):
     assert code == 1
     assert out.startswith("FAIL: the logits of sequence 0 hold NaN")
     assert json.loads(run(capsys, "a", *command, "--json")[1])["passed"] is False
+
+
+def test_a_byte_level_tokenizer_without_a_decoder_gives_text(tmp_path):
+    """Tokens stand for bytes under other symbols: what is written is text, a space and an umlaut included."""
+    tokenizers = pytest.importorskip("tokenizers", reason="not checked: text of a tokenizer.json without a decoder")
+    words = toy.checkpoint().vocabulary
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(words.tokens)}, []))
+    bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.save(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode(tmp_path / "tokenizer.json", "a naïve b")
+    assert tokenizer.decode(tmp_path / "tokenizer.json", ids) == "a naïve b"

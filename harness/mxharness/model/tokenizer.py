@@ -139,6 +139,8 @@ def _from_json(path: Path) -> Any:  # noqa: ANN401  tokenizers ships no types
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    if tokenizer.decoder is None and "ByteLevel" in str(tokenizer.pre_tokenizer):
+        tokenizer.decoder = library.decoders.ByteLevel()  # some files leave out how bytes become text again
     return tokenizer
 
 

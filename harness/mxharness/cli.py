@@ -87,6 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         _say("interrupted", as_json)
         code = 130
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Exit; at once where a kernel hangs on a GPU, as everything that ends a process in good order waits for it."""
+    cuda = sys.modules.get("mxharness.device.cuda")
+    if cuda is not None and cuda.hangs():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -44,6 +44,11 @@ def missing() -> str | None:
     return None
 
 
+def hangs() -> bool:
+    """Whether a kernel of this process has not ended within SECONDS."""
+    return bool(_kept)
+
+
 def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
     """Compile kernels/`name` for `architecture` ("sm_90a"); the cached cubin. Works without a GPU.
 

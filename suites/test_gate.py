@@ -13,7 +13,7 @@ from mxharness import cli, perplexity, text
 from mxharness.errors import UserError
 from mxharness.gate import compared, defects, divergence, judged, noise, sequence, simulate, statistics, stored, verdict
 from mxharness.gate.verdict import Failed, Rules, Window
-from mxharness.model import reference, toy
+from mxharness.model import embedded, reference, toy
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select
 
 TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
@@ -434,3 +434,38 @@ def test_the_command_simulates_from_a_file(capsys, tmp_path):
     assert found[0]["ended"] == {"pass": 1.0}
     path.write_text('{"api_version": 1}')
     assert run(capsys, "gate", "simulate", str(path))[0] == 2
+
+
+# The embedded model
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return stored.load(stored.find("embedded"))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return perplexity.read(embedded.embedded(), text.load_text("default"))
+
+
+def test_the_embedded_model_passes_its_baseline(device):
+    found = judged.judge_model(
+        embedded.embedded(), text.load_text("default"), device, ("fp16",), "windows-512-half", windows=8,
+        baseline="embedded", original=embedded.embedded(original=True),
+    )  # fmt: skip
+    assert found.passed, found.judgements["fp16"].reason
+    assert found.cost.lower > 0.02  # of log perplexity: what MXFP4 costs this model is seen
+
+
+@pytest.mark.parametrize("name", [None, *defects.DEFECTS])
+def test_planted_defects_of_the_embedded_model(kept, tokens, name):
+    original = embedded.embedded(original=True)
+    defect = defects.DEFECTS[name] if name else None
+    candidate = reference.float32(defects.quantised(original, defects.everything, defect))
+    found = verdict.judge(list(compared.against(kept, candidate, tokens.ids)(select(kept.spans, 8))), RULES)
+    if name is None:
+        assert found.verdict == "pass", found.reason
+        assert found.divergence.mean < 1e-6
+    else:
+        assert found.verdict == "fail", found.reason

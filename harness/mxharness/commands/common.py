@@ -22,7 +22,7 @@ _INSTALL = {
     **dict.fromkeys(("accelerate", "transformers", "xdist"), "pip install 'mxharness[test]'"),
 }
 
-DEFAULT_MODEL = "smollm2"
+DEFAULT_MODEL = "embedded"
 """What is measured where no model is named."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")

@@ -164,7 +164,7 @@ def make_baseline(
         kl = np.concatenate([window.kl for window in measure(few)])
         if not np.isfinite(kl).all():
             raise UserError(f"{checkpoint.name} gives NaN or infinities with activations in {name}; take another dtype")
-        # Torch's norms square in the dtype itself: where that overflows, what is measured is no noise and widens nothing.
+        # Torch's norms square in the dtype itself; where that overflows it is no noise and widens nothing.
         fixed[f"noise_{name}"] = f"{kl.mean() if kl.mean() < Rules(0.0).divergence else 0.0:.6g}"
     return replace(found, fixed=fixed)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from mxharness import evaluation
 from mxharness.device import Device, open_device
 from mxharness.errors import UserError
 from mxharness.model import decoder, toy
@@ -37,7 +37,13 @@ def device() -> Device:
 
 
 @pytest.fixture(scope="module")
-def model(device) -> evaluation.EvaluatedModel:
+def evaluation() -> ModuleType:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed; not run: tasks of lm-evaluation-harness")
+    return importlib.import_module("mxharness.evaluation")
+
+
+@pytest.fixture(scope="module")
+def model(evaluation, device):
     return evaluation.EvaluatedModel(CHECKPOINT, GPTInferenceAdapter(device), batch=3)
 
 
@@ -90,7 +96,7 @@ def test_a_text_longer_than_the_context_is_scored_once_per_token(model, device):
     assert model.loglikelihood_rolling(requests((text,)), disable_tqdm=True)[0] == pytest.approx(want, rel=1e-12)
 
 
-def test_answers_are_greedy_and_end_at_a_stop(model, device):
+def test_answers_are_greedy_and_end_at_a_stop(evaluation, model, device):
     ids = model.tok_encode("abc")
     for _ in range(6):
         ids.append(int(logits_of(device, ids)[-1].argmax()))
@@ -115,7 +121,7 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(model):
     )
 
 
-def test_a_task_of_ones_own_is_measured(model, device, tmp_path):
+def test_a_task_of_ones_own_is_measured(evaluation, model, device, tmp_path):
     rows = []
     for text in ("one ", "two ", "three ", "four "):
         choices = ["a", "b", "z"]
@@ -130,7 +136,7 @@ def test_a_task_of_ones_own_is_measured(model, device, tmp_path):
     assert scores[0].stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
 
 
-def test_what_cannot_be_asked_is_said(model, device, tmp_path):
+def test_what_cannot_be_asked_is_said(evaluation, model, device, tmp_path):
     with pytest.raises(UserError, match="no task 'hellaswagg' among 2; near ones are hellaswag"):
         evaluation.check_names(["hellaswagg"], ["arc", "hellaswag"])
     with pytest.raises(UserError, match="no task 'x' among 1; --include names a folder"):

@@ -14,6 +14,7 @@ import click
 from mxharness import __version__
 from mxharness.commands import common
 from mxharness.commands.baseline import baseline
+from mxharness.commands.diverge import diverge
 from mxharness.commands.evaluate import evaluate
 from mxharness.commands.faults import faults, mutants
 from mxharness.commands.gate import gate
@@ -62,6 +63,7 @@ for command in (
     merge,
     sanitize,
     sensitivity,
+    diverge,
 ):
     commands.add_command(command)
 

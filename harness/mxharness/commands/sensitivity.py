@@ -40,7 +40,7 @@ _TITLES: dict[Group, str] = {
     show_default=True,
     help="Which windows are read and which of their tokens are scored.",
 )
-@click.option("--windows", type=WINDOWS, default=64, show_default=True, help='How many evenly spaced, or "all".')
+@click.option("--windows", type=WINDOWS, default=16, show_default=True, help='How many evenly spaced, or "all".')
 @click.option("--limit", type=click.IntRange(min=1), metavar="TOKENS", help="Use the text's first TOKENS tokens only.")
 @click.option(
     "--only", "groups", type=click.Choice(_GROUPS), multiple=True, help="Measure this group; repeat for more.  [all]"

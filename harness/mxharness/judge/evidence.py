@@ -21,6 +21,7 @@ ONE_SIDED = {
     "uniforms": "numbers from 0 to 1",
     "angles": "cosines and sines, of the first positions' small angles",
     "norm_weight": "a norm's weights lie around their mean",
+    "routed_weights": "a softmax gives numbers from 0 to 1",
 }
 """Inputs that are positive by nature."""
 

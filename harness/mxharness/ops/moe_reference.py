@@ -37,21 +37,28 @@ def _swiglu(case: Case) -> activations.Activation:
 def golden(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     """Each stage given the actual one before it."""
     x, k = tensors["x"], chosen(case)
-    largest, ids = _largest_first(tensors["logits"].double(), k)
-    weights, condition = _softmax(largest)
-    stages = {
-        "logits": linear_dense(x, tensors["router_weight"], tensors["router_bias"], torch.float32),
-        "ids": Expected(ids.to(torch.int32)),
-        "weights": Expected(weights, condition, k + 4, torch.float32),
-    }
+    logits = linear_dense(x, tensors["router_weight"], tensors["router_bias"], torch.float32)
+    stages = {"logits": logits, **routed(tensors["logits"], k)}
     if case.op == "moe_router":
         return stages
     stages["gate_up"] = _product(tensors, "gate_up", x.unsqueeze(1).expand(-1, k, -1), x.dtype)
     stages["h"] = activations.expected(_swiglu(case), x.dtype, *_branches(tensors["gate_up"]))
     stages["down"] = _product(tensors, "down", tensors["h"], torch.float32)
-    terms = tensors["weights"].double().unsqueeze(-1) * tensors["down"].double()
-    stages["y"] = Expected(terms.sum(1), terms.abs().sum(1), k, x.dtype)  # the sum starts from 0: k roundings a term
+    stages["y"] = joined(tensors["weights"], tensors["down"], x.dtype)
     return stages
+
+
+def routed(logits: torch.Tensor, k: int) -> dict[str, Expected]:
+    """The ids (T, k) of the k largest logits (T, E), exact, and their weights (T, k)."""
+    largest, ids = _largest_first(logits.double(), k)
+    weights, condition = _softmax(largest)
+    return {"ids": Expected(ids.to(torch.int32)), "weights": Expected(weights, condition, k + 4, torch.float32)}
+
+
+def joined(weights: torch.Tensor, down: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """Y (T, H): down (T, k, H) by weights (T, k); the sum starts from 0: k roundings a term."""
+    terms = weights.double().unsqueeze(-1) * down.double()
+    return Expected(terms.sum(1), terms.abs().sum(1), weights.shape[1], dtype)
 
 
 def _largest_first(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from mxharness import cli, diverge, faults, launches, text, watched
 from mxharness.commands import perplexity as commands
 from mxharness.errors import UserError
 from mxharness.model import decoder, toy
+from mxharness.model.checkpoint import Stored
 
 IDS = (torch.arange(12) * 5 % 259).view(1, -1)
 SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 4, "0" * 64)
@@ -59,7 +60,7 @@ def test_watching_changes_no_bit(device):
         ("half-accumulators", "llama", "qkv", "no K block alone, but K blocks 0 to 1 together"),
         ("residual-left-out-of-the-norm", "llama", "ffn_norm", "elements of sum past the bound"),
         ("gate-and-up-swapped", "llama", "swiglu", "elements of y past the bound"),
-        ("window-off-by-one", "gpt-oss", "attention", "tokens from 8 on"),
+        ("window-off-by-one", "gpt-oss", "attention", "the last 4 tokens"),
         ("last-slot-dropped", "gpt-oss", "combine", "elements of y past the bound"),
         ("expert-index-off-by-one", "gpt-oss", "route", "of ids"),
         ("bias-of-the-first-expert", "gpt-oss", "gate_up, expert 1", "every element"),
@@ -110,6 +111,18 @@ def test_large_products_are_judged_by_some_of_their_rows(device, monkeypatch):
     assert rows["bound"] == ((1 << 16) // (259 * 64), 12)
     assert rows.get("predicted", (2, 12)) == (2, 12)
     assert launches._some(24, 1 << 14, 1 << 16).tolist() == [0, 8, 15, 23]
+
+
+def test_data_that_prove_little_are_no_divergence(device):
+    checkpoint = toy.checkpoint(toy.GPT_OSS)
+    bias = torch.linspace(0.1, 0.9, 128)
+    tensors = {**checkpoint.tensors, "layers.1.q_bias": Stored((128,), "F32", lambda: bias)}
+    tensors |= {f"layers.1.{name}_bias": Stored((64,), "F32", lambda: bias[:64]) for name in "kv"}
+    report = diverge.run(replace(checkpoint, tensors=tensors), device, IDS)
+    refused = [step for step in report.steps if step.outcome.refused]
+    assert {(step.place, step.role) for step in refused} == {("layer 1", "qkv")}
+    assert "of one sign" in refused[0].outcome.message
+    assert report.passed
 
 
 def test_a_kernel_that_never_ends_is_named(device):

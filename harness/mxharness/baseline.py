@@ -4,28 +4,37 @@
                                     <operator>.json    one line per case and gate
                                     perplexity.json    one line per model, text and precision
                                     tolerances.json    one line per operator: what its bounds are made of
+                                    faults.json        one line per planted fault: whether and by what it was caught
+                                    kernels.json       one line per kernel: registers, spills, shared memory
 
-Only `create` blesses. drift.py compares a run with what is stored here.
+The last two where the run has them. Only `create` blesses. stores/ says where all this lies and how it is written;
+drift.py compares a run with it, history.py one version with the next.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import tempfile
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mxharness import paths
-from mxharness.document import Labelled, read_document, revived, rows_text
+from mxharness.document import Labelled, parse_document, revived, rows_text
 from mxharness.errors import UserError
 from mxharness.op import Outcome
 from mxharness.record import RunRecord, verdict
+from mxharness.stores import Store, open_store
+from mxharness.stores.common import DEVICE_CLASS, NAME, Texts, exists
 
 Entry = dict[str, object]
 """One line of a baseline file: column name to string, integer or float."""
+
+Root = Path | str | None
+"""A folder or URL that holds baselines; None: the first of `roots` that has what is asked for."""
+
+ADDRESS = "MXHARNESS_BASELINES"
+"""Environment variable: the folder or URL that a team keeps its baselines at."""
 
 LABELS = ("name", "text", "protocol", "weights", "activations")
 """What tells one perplexity from another."""
@@ -33,9 +42,8 @@ LABELS = ("name", "text", "protocol", "weights", "activations")
 _VOLATILE = {"passed", "message", "gate", "seconds", "tokens_per_second"}
 _ENVIRONMENT = "environment"
 _PERPLEXITY, _TOLERANCES = "perplexity", "tolerances"
-_OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DEVICE_CLASS = re.compile(r"host|sm_[0-9]{2,3}[a-z]?")
+_FAULTS, _KERNELS = "faults", "kernels"
+_OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES, _FAULTS, _KERNELS}
 _DIGITS = 4
 _COLUMNS = {"digest": str, "elements": int, "inputs": str, "max_ulp": float, "nmse": float, "ratio": float}
 
@@ -46,7 +54,10 @@ class Summary:
 
     device_class: str
     name: str
-    path: Path
+    path: Path | str
+    """Its folder, or the address of its pointer."""
+    root: Path | str
+    """Where it was found, as `load` takes it."""
     created: str
     """UTC, ISO 8601: when the blessed run started."""
     operators: tuple[str, ...]
@@ -62,11 +73,17 @@ class Baseline:
     created: str
     environment: Labelled
     checks: Mapping[str, Entry]
-    """By `key(case, gate)`: op, ratio, max_ulp, nmse, digest, elements, inputs."""
+    """By `key(case, gate)`: op, ratio, max_ulp, nmse, digest, elements, inputs; since 0.5 high_ratio and line."""
     perplexity: Mapping[str, Entry]
     """By `perplexity_key`: the perplexity and the hashes of what it was measured on."""
     tolerances: Mapping[str, Entry] = field(default_factory=dict)
     """By operator, what its tolerance was made of; none in baselines of before 0.3."""
+    faults: Mapping[str, Entry] = field(default_factory=dict)
+    """By planted fault: caught, detector; none in baselines of before 0.5."""
+    kernels: Mapping[str, Entry] = field(default_factory=dict)
+    """By "file kernel": registers, stack, spill_stores, spill_loads, shared (bytes); of CUDA devices since 0.5."""
+    accepted: str = ""
+    """Why the growth up to here was accepted; empty where nobody had to."""
 
 
 def key(case: str, gate: str) -> str:
@@ -79,29 +96,41 @@ def perplexity_key(row: Labelled) -> str:
     return " | ".join(str(row.get(label, "?")) for label in LABELS)
 
 
-def create(name: str, record: RunRecord, *, replace: bool = False, root: Path | None = None) -> Path:
-    """Bless `record` as baseline `name` of its device class and return the baseline's folder.
+def create(name: str, record: RunRecord, *, replace: bool = False, root: Root = None, accepted: str = "") -> Path | str:
+    """Bless `record` as baseline `name` of its device class and return the baseline's place.
 
-    root: the folder of all baselines; by default where paths.writable_baselines says.
+    root: by default the first of `roots`. accepted: why the growth that history.growth finds is right; it counts anew
+    from here.
 
-    The folder appears whole or not at all. Raises UserError where `name` is no plain name, where the baseline exists
+    The baseline appears whole or not at all. Raises UserError where `name` is no plain name, where the baseline exists
     and replace is False, and for a run that failed, was filtered, is not deterministic or used float32 arithmetic.
     """
-    folder = (root or paths.writable_baselines()) / _checked_class(record.device_class) / checked_name(name)
-    if folder.exists() and not replace:
-        raise UserError(f"baseline {record.device_class}/{name} exists; --replace blesses this run in its place")
+    store = open_store(root or roots()[0])
+    device_class = _checked_class(record.device_class)
+    if (device_class, checked_name(name)) in store.names() and not replace:
+        raise exists(device_class, name)
     _refuse_unfit(record)
-    files = _files(record)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}.new."))
-    try:
-        for stem, text in files.items():
-            (fresh / f"{stem}.json").write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)
-        _swap(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
+    return store.write(device_class, name, _files(record, accepted), replace=replace)
+
+
+def remove(device_class: str, name: str, root: Root = None) -> None:
+    """Take a baseline away from the store it is written to; nothing where there is none."""
+    open_store(root or roots()[0]).remove(_checked_class(device_class), checked_name(name))
+
+
+def of(record: RunRecord) -> Baseline:
+    """What blessing `record` would store, in memory, under the name "this run"."""
+    return Baseline(
+        device_class=record.device_class,
+        name="this run",
+        created=record.started,
+        environment=record.environment,
+        checks=entries(record),
+        perplexity=perplexity_entries(record),
+        tolerances={op: dict(rows) for op, rows in record.tolerances.items()},
+        faults=fault_entries(record),
+        kernels={kernel: dict(row) for kernel, row in record.kernels.items()},
+    )
 
 
 def _refuse_unfit(record: RunRecord) -> None:
@@ -118,21 +147,6 @@ def _refuse_unfit(record: RunRecord) -> None:
         raise UserError(f"a baseline needs every operator; this run was limited by {' '.join(record.filters)}")
     if record.arithmetic != "tensor-core":
         raise UserError(f"a baseline needs tensor-core arithmetic; this run used {record.arithmetic}")
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; what was there is back in place if that fails, else removed."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    old = fresh.with_name(fresh.name.replace(".new.", ".old."))
-    folder.rename(old)
-    try:
-        fresh.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
 
 
 def entries(record: RunRecord) -> dict[str, Entry]:
@@ -163,86 +177,115 @@ def perplexity_entries(record: RunRecord) -> dict[str, Entry]:
     }
 
 
-def load(device_class: str, name: str, root: Path | None = None) -> Baseline:
+def fault_entries(record: RunRecord) -> dict[str, Entry]:
+    """What a baseline stores of the planted faults, by name; of one planted in several operators, all detectors."""
+    found: dict[str, Entry] = {}
+    for row in record.faults or ():
+        name, caught = str(row["name"]), bool(row["caught"])
+        before = found.get(name, {"caught": True, "detector": ""})
+        detectors = {*str(before["detector"]).split(", "), str(row.get("detector") or "")} - {""}
+        found[name] = {"caught": caught and bool(before["caught"]), "detector": ", ".join(sorted(detectors))}
+    return found
+
+
+def load(device_class: str, name: str, root: Root = None) -> Baseline:
     """The baseline `device_class`/`name`.
 
-    root: the folder of all baselines; by default the writable one, then the one that came with this version.
+    root: by default the first of `roots` that has it.
 
     Raises UserError, naming what exists, where it is missing, and naming the file where one is damaged or newer.
     """
-    roots = (root,) if root else _roots()
-    folders = (base / _checked_class(device_class) / checked_name(name) for base in roots)
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        raise UserError(_missing(device_class, name, root))
-    header = read_document(folder / f"{_ENVIRONMENT}.json", "baseline")
+    for base in (root,) if root else roots():
+        store = open_store(base)
+        texts = store.read(_checked_class(device_class), checked_name(name))
+        if texts is not None:
+            return _parsed(device_class, name, store, texts)
+    raise UserError(_missing(device_class, name, root))
+
+
+def _parsed(device_class: str, name: str, store: Store, texts: Texts) -> Baseline:
+    place = store.place(device_class, name)
+    if _ENVIRONMENT not in texts:
+        raise UserError(f"cannot read baseline {place}: it has no {_ENVIRONMENT}.json")
+    sections = {stem: _Section(f"{place}/{stem}.json", text) for stem, text in texts.items()}
+    header = sections[_ENVIRONMENT]
     checks = {
-        name: {**entry, "op": path.stem}
-        for path in _operator_files(folder)
-        for name, entry in _rows(path, "checks", _COLUMNS).items()
+        check: {**entry, "op": op}
+        for op, section in sections.items()
+        if op not in _OTHER
+        for check, entry in section.rows("checks", _COLUMNS).items()
     }
     if not checks:
-        raise UserError(f"baseline {folder} holds no check; `mxharness baseline create {name} --replace` makes it anew")
+        raise UserError(f"baseline {place} holds no check; `mxharness baseline create {name} --replace` makes it anew")
+    if _PERPLEXITY not in sections:
+        raise UserError(f"cannot read baseline {place}: it has no {_PERPLEXITY}.json")
     return Baseline(
         device_class=device_class,
         name=name,
-        created=str(header.get("created", "unknown")),
-        environment=_section(folder / f"{_ENVIRONMENT}.json", "environment"),
+        created=str(header.document.get("created", "unknown")),
+        environment=header.section("environment"),
         checks=checks,
-        perplexity=_rows(folder / f"{_PERPLEXITY}.json", "perplexity", {"perplexity": float}),
-        tolerances=_rows(rules, "tolerances", {}) if (rules := folder / f"{_TOLERANCES}.json").is_file() else {},
+        perplexity=sections[_PERPLEXITY].rows("perplexity", {"perplexity": float}),
+        tolerances=sections[_TOLERANCES].rows("tolerances", {}) if _TOLERANCES in sections else {},
+        faults=sections[_FAULTS].rows("faults", {"caught": bool}) if _FAULTS in sections else {},
+        kernels=sections[_KERNELS].rows("kernels", {"registers": int}) if _KERNELS in sections else {},
+        accepted=str(header.document.get("accepted", "")),
     )
 
 
-def digests(device_class: str, name: str, root: Path | None = None) -> dict[str, str]:
+def digests(device_class: str, name: str, root: Root = None) -> dict[str, str]:
     """The recorded bits of every check, by `key(case, gate)`. Raises as `load`."""
     return {name: str(entry["digest"]) for name, entry in load(device_class, name, root).checks.items()}
 
 
-def list_baselines(root: Path | None = None) -> list[Summary]:
+def list_baselines(root: Root = None) -> list[Summary]:
     """Every baseline that exists, by device class and name. Raises UserError where one is damaged."""
     found = []
-    for folder in _folders(root):
-        loaded = load(folder.parent.name, folder.name, folder.parent.parent)
+    for (device_class, name), base in sorted(_places(root).items()):
+        loaded = load(device_class, name, base)
         operators = tuple(sorted({str(entry["op"]) for entry in loaded.checks.values()}))
-        found.append(Summary(loaded.device_class, loaded.name, folder, loaded.created, operators, len(loaded.checks)))
+        path = open_store(base).place(device_class, name)
+        found.append(Summary(device_class, name, path, base, loaded.created, operators, len(loaded.checks)))
     return found
 
 
-def _roots() -> tuple[Path, ...]:
-    return tuple(dict.fromkeys((paths.writable_baselines(), paths.baselines())))
+def roots() -> tuple[Path | str, ...]:
+    """Where baselines are sought, and the first is where they are written.
+
+    $MXHARNESS_BASELINES, else the checkout's folder or the working directory's; then those that came with this version.
+    """
+    return tuple(dict.fromkeys((os.environ.get(ADDRESS) or paths.writable_baselines(), paths.baselines())))
 
 
-def _folders(root: Path | None) -> Iterator[Path]:
-    """The folder of every baseline, the first root winning where two have the same name, sorted."""
-    found: dict[tuple[str, str], Path] = {}
-    for base in (root,) if root else _roots():
-        for folder in base.glob("*/*"):
-            if _DEVICE_CLASS.fullmatch(folder.parent.name) and _NAME.fullmatch(folder.name) and folder.is_dir():
-                found.setdefault((folder.parent.name, folder.name), folder)
-    yield from (found[place] for place in sorted(found))
+def _places(root: Root) -> dict[tuple[str, str], Path | str]:
+    """(device class, name) of every baseline and the root it is in, the first one where two have the same name."""
+    found: dict[tuple[str, str], Path | str] = {}
+    for base in (root,) if root else roots():
+        for pair in open_store(base).names():
+            found.setdefault(pair, base)
+    return found
 
 
-def _missing(device_class: str, name: str, root: Path | None) -> str:
-    there = [f"{folder.parent.name}/{folder.name}" for folder in _folders(root)]
+def _missing(device_class: str, name: str, root: Root) -> str:
+    there = ["/".join(pair) for pair in sorted(_places(root))]
     known = f"there are {', '.join(there)}" if there else "there is none yet"
     return f"no baseline {device_class}/{name}; {known}; `mxharness baseline create {name}` makes one"
 
 
 def checked_name(name: str) -> str:
     """`name`, or UserError where a baseline cannot be called that."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UserError(f"'{name}' is no name for a baseline; take up to 64 letters, digits, '.', '_', '-'")
     return name
 
 
 def _checked_class(device_class: str) -> str:
-    if not _DEVICE_CLASS.fullmatch(device_class):
+    if not DEVICE_CLASS.fullmatch(device_class):
         raise UserError(f"'{device_class}' is no device class; they read host, sm_80, sm_90")
     return device_class
 
 
-def _files(record: RunRecord) -> dict[str, str]:
+def _files(record: RunRecord, accepted: str) -> dict[str, str]:
     """File stem to text of the whole baseline."""
     by_op: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
     for name, entry in entries(record).items():
@@ -252,34 +295,42 @@ def _files(record: RunRecord) -> dict[str, str]:
     if reserved:
         raise UserError(f"an operator cannot be called {reserved.pop()}: a baseline keeps another file under that name")
     return {
-        _ENVIRONMENT: rows_text({"created": record.started}, "environment", record.environment),
+        _ENVIRONMENT: rows_text(
+            {"created": record.started, **({"accepted": accepted} if accepted else {})},
+            "environment",
+            record.environment,
+        ),
         _PERPLEXITY: rows_text({}, "perplexity", perplexity_entries(record)),
         _TOLERANCES: rows_text({}, "tolerances", record.tolerances),
+        **({_FAULTS: rows_text({}, "faults", fault_entries(record))} if record.faults else {}),
+        **({_KERNELS: rows_text({}, "kernels", record.kernels)} if record.kernels else {}),
         **{op: rows_text({"op": op}, "checks", found) for op, found in by_op.items()},
     }
 
 
-def _section(path: Path, name: str) -> dict[str, object]:
-    section = read_document(path, "baseline").get(name)
-    if not isinstance(section, dict):
-        raise UserError(f"baseline {path} is damaged: it has no '{name}'")
-    return section
+class _Section:
+    """One document of a baseline, and what to call it in a message."""
 
+    def __init__(self, place: str, text: str) -> None:
+        self.place = place
+        self.document = parse_document(text, place, "baseline")
 
-def _rows(path: Path, name: str, columns: Mapping[str, type]) -> dict[str, Entry]:
-    """The rows of one section, each with `columns` of those types. Raises UserError naming the first bad row."""
-    rows = {}
-    for row, values in _section(path, name).items():
-        entry = dict(revived(values)) if isinstance(values, dict) else {}
-        wrong = [column for column, kind in columns.items() if type(entry.get(column)) is not kind]
-        if wrong:
-            raise UserError(f"baseline {path} is damaged: '{row}' has no valid {', '.join(wrong)}")
-        rows[row] = entry
-    return rows
+    def section(self, name: str) -> dict[str, object]:
+        section = self.document.get(name)
+        if not isinstance(section, dict):
+            raise UserError(f"baseline {self.place} is damaged: it has no '{name}'")
+        return section
 
-
-def _operator_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if path.stem not in _OTHER)
+    def rows(self, name: str, columns: Mapping[str, type]) -> dict[str, Entry]:
+        """The rows of one section, each with `columns` of those types. Raises UserError naming the first bad row."""
+        rows = {}
+        for row, values in self.section(name).items():
+            entry = dict(revived(values)) if isinstance(values, dict) else {}
+            wrong = [column for column, kind in columns.items() if type(entry.get(column)) is not kind]
+            if wrong:
+                raise UserError(f"baseline {self.place} is damaged: '{row}' has no valid {', '.join(wrong)}")
+            rows[row] = entry
+        return rows
 
 
 def _entry(outcome: Outcome) -> Entry:
@@ -288,7 +339,9 @@ def _entry(outcome: Outcome) -> Entry:
         "op": outcome.op,
         "digest": outcome.digest,
         "elements": outcome.elements,
+        "high_ratio": _rounded(outcome.high_ratio),
         "inputs": outcome.inputs,
+        "line": _rounded(outcome.line),
         "max_ulp": _rounded(outcome.max_ulp),
         "nmse": _rounded(outcome.nmse),
         "ratio": _rounded(outcome.ratio),

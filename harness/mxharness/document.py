@@ -24,9 +24,18 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 def read_document(path: Path, kind: str) -> dict[str, Any]:
     """The JSON object in `path`, its api_version checked. Raises UserError naming `kind` and the reason."""
     try:
-        document: object = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {kind} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{kind} {path} is damaged: {error}") from error
+    return parse_document(text, path, kind)
+
+
+def parse_document(text: str, path: Path | str, kind: str) -> dict[str, Any]:
+    """The JSON object in a text that was read from `path`. Raises as read_document."""
+    try:
+        document: object = json.loads(text)
     except ValueError as error:
         raise UserError(f"{kind} {path} is damaged: {error}") from error
     version = document.get("api_version") if isinstance(document, dict) else None

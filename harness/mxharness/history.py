@@ -12,10 +12,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from mxharness import baseline
-from mxharness.baseline import Baseline, Entry
+from mxharness.baseline import Baseline, Entry, Root
 
 Version = Baseline
 """A baseline, seen as one of a line: `name`, `created`, `environment["commit"]`, `checks`, `perplexity`."""
@@ -98,10 +97,10 @@ class Growth:
         return self.factor > self.budget
 
 
-def history(device_class: str, root: Path | None = None) -> tuple[Version, ...]:
+def history(device_class: str, root: Root = None) -> tuple[Version, ...]:
     """Every baseline of a device class, oldest first. root: as in baseline.load. Raises UserError as it does."""
     found = [
-        baseline.load(device_class, entry.name, entry.path.parent.parent)
+        baseline.load(device_class, entry.name, entry.root)
         for entry in baseline.list_baselines(root)
         if entry.device_class == device_class
     ]

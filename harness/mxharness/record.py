@@ -89,6 +89,8 @@ class RunRecord:
     kl, same_word and gate are what the gate found; `passed` (bool) and `message` are the verdict."""
     faults: tuple[Labelled, ...] | None = None
     """Per planted fault: name, caught (bool), detector. None: not run."""
+    kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By "file kernel", what the compiler spent on it: see device.resources; empty on the host and before 0.5."""
     tests: OtherTests = OtherTests()
     coverage: Coverage | None = None
     """What the manifest demanded and what ran; None in records of before there was one."""
@@ -235,6 +237,7 @@ def load(path: Path) -> RunRecord:
         "coverage": None,
         "fuzz": [],
         "incomplete": "",
+        "kernels": {},
         **document,
     }  # which the first records did not have
     try:
@@ -248,6 +251,7 @@ def load(path: Path) -> RunRecord:
         values["filters"] = tuple(values["filters"])
         values["perplexity"] = tuple(revived(row) for row in values["perplexity"])
         values["faults"] = None if values["faults"] is None else tuple(dict(row) for row in values["faults"])
+        values["kernels"] = {name: dict(row) for name, row in values["kernels"].items()}
         values["coverage"] = coverage.read(values["coverage"])
         values["fuzz"] = tuple(FuzzRow(**{**row, "largest": float(row["largest"])}) for row in values["fuzz"])
         values["known"] = tuple(dict(row) for row in values["known"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mxharness import cli, perplexity, text
+from mxharness import agreement, cli, perplexity, text
 from mxharness.errors import UserError
 from mxharness.gate import compared, defects, divergence, judged, noise, sequence, simulate, statistics, stored, verdict
 from mxharness.gate.verdict import Failed, Rules, Window
@@ -366,7 +366,7 @@ def run(capsys, *arguments):
 
 
 def test_the_command_judges_beside_and_against_a_baseline(toy_command, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(perplexity.LIMITS, "fp16", replace(perplexity.LIMITS["fp16"], relative=0.2))
+    monkeypatch.setitem(agreement.LIMITS, "fp16", replace(agreement.LIMITS["fp16"], relative=0.2))
     path = str(tmp_path / "toy.safetensors")
     code, out = run(capsys, "gate", "--json", "--windows", "12", *toy_command)
     beside = json.loads(out)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mxharness import fetch, perplexity, text
-from mxharness.commands import perplexity as commands
+from mxharness import agreement, fetch, perplexity, text
+from mxharness.commands import model_row
 from mxharness.device import Device, open_device
 from mxharness.errors import UserError
 from mxharness.gate import defects, judged
@@ -171,24 +171,24 @@ def test_a_broken_model_has_an_infinite_perplexity_and_no_traceback(toy: Checkpo
     broken = replace(plain, logits=lambda states: plain.logits(states) * 1e6)
     result = measure(toy, broken)
     assert result.perplexity == math.inf
-    assert perplexity.compare(measure(toy), result).relative == math.inf
+    assert agreement.compare(measure(toy), result).relative == math.inf
 
 
 def test_only_the_same_tokens_are_compared(toy: Checkpoint) -> None:
     result = measure(toy)
-    same = perplexity.compare(result, measure(toy))
-    assert same == perplexity.Comparison(relative=0.0, largest_token=0.0, bitwise=True)
+    same = agreement.compare(result, measure(toy))
+    assert same == agreement.Comparison(relative=0.0, largest_token=0.0, bitwise=True)
     for what in ("model_sha256", "text_sha256", "ids_sha256", "protocol"):
         with pytest.raises(UserError, match=f"cannot be compared, their {what} differs: .* and other"):
-            perplexity.compare(result, replace(result, **{what: "other"}))
+            agreement.compare(result, replace(result, **{what: "other"}))
     with pytest.raises(UserError, match="their spans differs: 8 and 4 windows"):
-        perplexity.compare(result, measure(toy, windows=4))
+        agreement.compare(result, measure(toy, windows=4))
 
 
 def test_the_relative_difference_is_of_perplexities(toy: Checkpoint) -> None:
     result = measure(toy)
     worse = replace(result, nll=result.nll + np.float32(0.25), mean_nll=result.mean_nll + 0.25)
-    compared = perplexity.compare(result, worse)
+    compared = agreement.compare(result, worse)
     assert math.isclose(compared.relative, math.exp(0.25) - 1, rel_tol=1e-12)
     assert math.isclose(compared.largest_token, 0.25, rel_tol=1e-5)
     assert not compared.bitwise
@@ -200,14 +200,14 @@ def test_the_relative_difference_is_of_perplexities(toy: Checkpoint) -> None:
 def test_decoded_weights_cost_something_and_say_so(toy: Checkpoint) -> None:
     result = measure(toy, reference.decoded(toy))
     assert result.weights == "mxfp4 (floor, even)"
-    assert perplexity.compare(measure(toy), result).largest_token > 1e-3
+    assert agreement.compare(measure(toy), result).largest_token > 1e-3
 
 
 @pytest.mark.parametrize("activations", ["fp16", "bf16"])
 def test_kernels_agree_with_float32_on_the_decoded_weights(
     toy: Checkpoint, device: Device, activations: Activations
 ) -> None:
-    found = perplexity.triple(toy, read(toy), device, activations=activations)
+    found = agreement.triple(toy, read(toy), device, activations=activations)
     assert found.passed, found.message
     assert found.agreement.largest_token > 0  # it did go through rounded activations
     assert found.limit.relative == {"fp16": 5e-3, "bf16": 1e-2}[activations]
@@ -220,7 +220,7 @@ def test_kernels_agree_with_float32_on_the_decoded_weights(
 
 
 def test_a_triple_past_its_limit_fails_and_says_how_far(toy: Checkpoint, device: Device) -> None:
-    honest = perplexity.triple(toy, read(toy), device)
+    honest = agreement.triple(toy, read(toy), device)
     for shift, passed in ((6e-3, False), (-6e-3, False), (4e-3, True), (-4e-3, True)):
         wrong = replace(honest, agreement=replace(honest.agreement, relative=shift))
         assert wrong.passed is passed
@@ -378,8 +378,8 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 def row(monkeypatch: pytest.MonkeyPatch, toy: Checkpoint) -> dict[str, Any]:
     monkeypatch.setitem(PROTOCOLS, "windows-512-half", TOY)
-    monkeypatch.setattr(commands, "load", lambda model, source: (toy, SAMPLE))
-    return dict(commands.row_of_run("toy", "host", 4))
+    monkeypatch.setattr(model_row, "load", lambda model, source: (toy, SAMPLE))
+    return dict(model_row.row_of_run("toy", "host", 4))
 
 
 def test_a_run_records_the_gate(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_run_fails_on_its_gate(toy: Checkpoint, monkeypatch: pytest.MonkeyPatc
         return made
 
     monkeypatch.setattr(decoder, "kernels", wrong)
-    monkeypatch.setitem(perplexity.LIMITS, "fp16", replace(perplexity.LIMITS["fp16"], relative=10.0))  # KL alone fails
+    monkeypatch.setitem(agreement.LIMITS, "fp16", replace(agreement.LIMITS["fp16"], relative=10.0))  # KL alone fails
     found = row(monkeypatch, toy)
     assert not found["passed"]
     assert ("gate: fail, mean KL" in found["message"]) is (word == "fail")

@@ -17,12 +17,13 @@ from mxharness.commands.baseline import baseline
 from mxharness.commands.diverge import diverge
 from mxharness.commands.evaluate import evaluate
 from mxharness.commands.faults import faults, mutants
+from mxharness.commands.fetch import fetch
 from mxharness.commands.gate import gate
 from mxharness.commands.generate import generate
 from mxharness.commands.look import info, list_
 from mxharness.commands.manifest import manifest
 from mxharness.commands.merge import merge
-from mxharness.commands.perplexity import fetch, perplexity
+from mxharness.commands.perplexity import perplexity
 from mxharness.commands.probe import probe
 from mxharness.commands.quantize import quantize
 from mxharness.commands.replay import replay

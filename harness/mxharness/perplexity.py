@@ -3,7 +3,7 @@
     NLL_t = -log softmax(logits at position t - 1)[id t],   perplexity = exp(mean of NLL over the scored t)
 
 The join of the text's rows alone moves it by more than most kernel bugs: a result carries the hashes of model, text and
-token ids and its protocol, and `compare` refuses two results that differ in any of them.
+token ids and its protocol, and `agreement.compare` refuses two results that differ in any of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,15 @@ from mxharness.model.tokenizer import encode, ids_sha256
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS, Span, select, spans
 
 if TYPE_CHECKING:
-    from mxharness.device import Device
     from mxharness.model.checkpoint import Checkpoint
-    from mxharness.model.decoder import Activations
     from mxharness.model.likelihood import Ids
     from mxharness.model.runner import Runner
     from mxharness.text import Text
 
     Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
 
-_OVERFLOW = 700.0  # exp of more is no float64; a broken kernel gets there
+OVERFLOW = 700.0
+"""Nats: exp of more is no float64; a broken kernel gets there."""
 
 
 class NothingToScoreError(UserError):
@@ -111,81 +110,6 @@ class Result:
         """Every field but the windows and the single likelihoods, which are there as a digest."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"spans", "nll"}}
         return {**kept, "nll_sha256": hashlib.sha256(self.nll.astype("<f4").tobytes()).hexdigest()}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A candidate against a reference on the same tokens."""
-
-    relative: float
-    """Candidate perplexity / reference perplexity - 1."""
-    largest_token: float
-    """Largest |difference| of one token's NLL, in nats."""
-    bitwise: bool
-    """Every token's NLL has the same bits."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How far a perplexity through kernels may be from float32 on the same decoded weights, and why."""
-
-    relative: float
-    why: str
-
-
-LIMITS = {
-    "fp16": Limit(
-        5e-3,
-        "same weights; every activation rounded to fp16 (2^-11), sums in float32: no change of perplexity that matters",
-    ),
-    "bf16": Limit(
-        1e-2,
-        "same weights; every activation rounded to bf16 (2^-8), which alone moves perplexity by 2e-3 and more",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Triple:
-    """One model three ways, on the same windows, and the verdict on the kernels."""
-
-    original: Result
-    """Float32 torch, original weights."""
-    decoded: Result
-    """Float32 torch, the weights MXFP4 decodes to."""
-    kernels: Result
-    """The MXFP4 bytes through the project's kernels."""
-    limit: Limit
-    agreement: Comparison
-    """Kernels against decoded: what the kernels change."""
-    cost: Comparison
-    """Kernels against original: what the format costs. Reported, not judged."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the kernels stay within the limit."""
-        return abs(self.agreement.relative) <= self.limit.relative
-
-    @property
-    def message(self) -> str:
-        """What, how far, what is allowed and why."""
-        return (
-            f"perplexity through kernels ({self.kernels.activations} activations) {self.kernels.perplexity:.4f}, "
-            f"float32 on the decoded weights {self.decoded.perplexity:.4f}: {self.agreement.relative:+.2e} relative, "
-            f"{'within' if self.passed else 'past'} {self.limit.relative:g} ({self.limit.why})"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Three results, the verdict and its reason."""
-        return {
-            "passed": self.passed,
-            "message": self.message,
-            "relative_to_decoded": self.agreement.relative,
-            "relative_to_original": self.cost.relative,
-            "limit": self.limit.relative,
-            "why": self.limit.why,
-            **{name: getattr(self, name).to_json() for name in ("original", "decoded", "kernels")},
-        }
 
 
 def read(checkpoint: Checkpoint, text: Text, protocol: str = DEFAULT_PROTOCOL, tokens: int | None = None) -> Reading:
@@ -315,7 +239,7 @@ def _identity(reading: Reading, runner: Runner, windows: int, batch: int) -> dic
 
 def perplexity_of(nats: float) -> float:
     """Exp of a mean NLL; infinite where float64 ends."""
-    return math.exp(nats) if nats < _OVERFLOW else math.inf
+    return math.exp(nats) if nats < OVERFLOW else math.inf
 
 
 def kernels_sha256() -> str:
@@ -323,54 +247,6 @@ def kernels_sha256() -> str:
     from mxharness.device.source import shipped
 
     return hashlib.sha256(repr(shipped().files).encode()).hexdigest()
-
-
-def compare(reference: Result, candidate: Result) -> Comparison:
-    """A candidate against a reference. Raises UserError where they did not score the same tokens of the same text."""
-    for what in ("model_sha256", "text_sha256", "ids_sha256", "protocol", "spans"):
-        ours, theirs = getattr(reference, what), getattr(candidate, what)
-        if ours != theirs:
-            values = f": {ours} and {theirs}" if isinstance(ours, str) else f": {len(ours)} and {len(theirs)} windows"
-            raise UserError(f"these two results cannot be compared, their {what} differs{values}")
-    change = candidate.mean_nll - reference.mean_nll
-    difference = abs(candidate.nll - reference.nll)
-    return Comparison(
-        relative=math.expm1(change) if change < _OVERFLOW else math.inf,
-        largest_token=float(difference.max()),
-        bitwise=candidate.nll.tobytes() == reference.nll.tobytes(),
-    )
-
-
-def triple(
-    checkpoint: Checkpoint,
-    reading: Reading,
-    device: Device,
-    *,
-    activations: Activations = "fp16",
-    scale_rule: str = "floor",
-    tie_rule: str = "even",
-    original: Checkpoint | None = None,
-    measured: Callable[[Runner], Result] | None = None,
-) -> Triple:
-    """Float32, MXFP4 decoded in float32, and MXFP4 through `device`'s kernels. measured: `measure` with its options.
-
-    original: the model with the weights that MXFP4 was made of, where `checkpoint` no longer has them.
-    """
-    from mxharness.model import decoder, reference
-
-    run = measured or partial(measure, reading)
-    through_kernels = decoder.kernels(checkpoint, device, activations, scale_rule, tie_rule)
-    unrounded = run(reference.float32(original or checkpoint, device.torch_device))
-    decoded = run(reference.decoded(checkpoint, device.torch_device, scale_rule, tie_rule))
-    kernels = run(through_kernels)
-    return Triple(
-        original=unrounded,
-        decoded=decoded,
-        kernels=kernels,
-        limit=LIMITS[activations],
-        agreement=compare(decoded, kernels),
-        cost=compare(unrounded, kernels),
-    )
 
 
 def _check_finite(nll: Floats, group: Sequence[Span], runner: Runner) -> None:

@@ -1,8 +1,7 @@
-"""`mxharness fetch` and `mxharness perplexity`: get a model, and measure it in float32 and in MXFP4."""
+"""`mxharness perplexity`: measure a model in float32 and in MXFP4."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,18 +13,18 @@ from mxharness.errors import KernelFailure, UserError
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS
 
 if TYPE_CHECKING:
-    from mxharness.device import Device
-    from mxharness.document import Labelled
-    from mxharness.gate import judged
+    from mxharness.agreement import Triple
     from mxharness.model.checkpoint import Checkpoint
     from mxharness.model.decoder import Activations
     from mxharness.model.runner import Runner
-    from mxharness.perplexity import Reading, Result, Triple
+    from mxharness.perplexity import Result
     from mxharness.text import Text
 
 Weights = Literal["all", "float32", "decoded", "mxfp4"]
 
-_ACTIVATIONS: Activations = "fp16"
+ACTIVATIONS: Activations = "fp16"
+"""Where none are named."""
+
 _ALL_WINDOWS = "all"
 
 
@@ -44,25 +43,6 @@ class Windows(click.ParamType[int | None]):
 
 
 WINDOWS = Windows()
-
-
-@click.command()
-@click.argument("name")
-@common.json_option
-def fetch(name: str, as_json: bool) -> int:
-    """Get a model into the cache, checked.
-
-    NAME is "smollm2": SmolLM2-135M-Instruct, 98 MB. Prints where the file lies.
-    """
-    from mxharness import fetch as fetching
-
-    path = fetching.fetch(name, progress=not as_json)
-    if as_json:
-        wanted = fetching.artefact(name)
-        common.print_json({"name": name, "path": path, "sha256": wanted.file.sha256, "licence": wanted.licence})
-    else:
-        click.echo(str(path))
-    return common.PASS
 
 
 @click.command()
@@ -98,7 +78,7 @@ def fetch(name: str, as_json: bool) -> int:
 @click.option(
     "--activations",
     type=click.Choice(["fp16", "bf16"]),
-    default=_ACTIVATIONS,
+    default=ACTIVATIONS,
     show_default=True,
     help="What a linear layer's input is rounded to before the kernels.",
 )
@@ -134,6 +114,7 @@ def perplexity(
     Exits 1 where the kernels move the perplexity by more than the rounding of activations can. On several GPUs:
     torchrun --nproc-per-node N -m mxharness perplexity ...
     """
+    from mxharness import agreement
     from mxharness import perplexity as measuring
     from mxharness.device import open_device
     from mxharness.model import decoder, ranks, reference
@@ -159,7 +140,7 @@ def perplexity(
         triple = None
         try:
             if weights == "all":
-                triple = measuring.triple(
+                triple = agreement.triple(
                     checkpoint, reading, opened, activations=activations, original=original_of(model), measured=measured
                 )
                 results = [triple.original, triple.decoded, triple.kernels]
@@ -185,42 +166,6 @@ def _print(results: list[Result], triple: Triple | None, note: str, *, as_json: 
     _print_results(results, note)
     if triple:
         click.echo(f"{'PASS' if triple.passed else 'FAIL'}: {triple.message}")
-
-
-def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
-    """The perplexity row of a run record: `model` three ways on the default text, judged by limit and gate.
-
-    windows: None for the default number. A gate that these windows leave open is no failure here: `mxharness gate`
-    reads on until it is closed.
-
-    Raises UserError where the model or what reads it cannot be had.
-    """
-    from mxharness import perplexity as measuring
-    from mxharness.device import open_device
-    from mxharness.gate import judged
-    from mxharness.gate.verdict import Failed
-    from mxharness.protocols import select
-
-    opened = open_device(device)
-    checkpoint, words = load(model, "auto")
-    reading = measuring.read(checkpoint, words)
-    spans = select(reading.available, windows or DEFAULT_WINDOWS)
-    try:
-        found = judged.on_windows(
-            checkpoint, reading, opened, _ACTIVATIONS, spans, original=original_of(model), progress=True
-        )
-    except (Failed, KernelFailure) as error:
-        return {
-            "name": checkpoint.name,
-            "text": words.label,
-            "protocol": DEFAULT_PROTOCOL,
-            "weights": "mxfp4",
-            "activations": _ACTIVATIONS,
-            "perplexity": math.nan,
-            "passed": False,
-            "message": str(error),
-        }
-    return _row(found, reading, words, opened)
 
 
 def original_of(model: str) -> Checkpoint | None:
@@ -252,47 +197,6 @@ def load(model: str, source: str) -> tuple[Checkpoint, Text]:
     if text.note:
         click.echo(f"mxharness: {text.note}; measuring on {text.label}", err=True)
     return load_model(model), text
-
-
-def _row(found: judged.Measured, reading: Reading, words: Text, device: Device) -> Labelled:
-    """One row of a run record. Its strings and integers fix the experiment; a baseline compares them exactly."""
-    import numpy as np
-
-    from mxharness import perplexity as measuring
-    from mxharness.gate.verdict import percent
-
-    columns = found.references.columns
-    kernels = np.concatenate([window.candidate for window in found.windows])
-    original, decoded, own = (
-        float(each.mean(dtype=np.float64)) for each in (columns["original"], columns["nll"], kernels)
-    )
-    place = f"{device.arithmetic} arithmetic on {device.device_class}"
-    judgement, limit = found.judgement, measuring.LIMITS[_ACTIVATIONS]
-    within = abs(math.expm1(min(own - decoded, 1.0))) <= limit.relative
-    note = f" [{words.note}]" if words.note else ""
-    return {
-        "name": reading.model,
-        "text": reading.text,
-        "protocol": f"{reading.protocol}, {len(found.windows)} of {len(reading.available)} windows",
-        "weights": found.references.fixed["weights"],
-        "activations": _ACTIVATIONS,
-        "perplexity": measuring.perplexity_of(own),
-        "perplexity_decoded_float32": measuring.perplexity_of(decoded),
-        "perplexity_original_float32": measuring.perplexity_of(original),
-        "kl": judgement.divergence.mean,
-        "same_word": judgement.same,
-        "gate": judgement.verdict,
-        "tokens_scored": len(kernels),
-        "tokens_per_second": sum(span.stop - span.start for span in found.references.spans) / found.seconds,
-        "model_sha256": reading.model_sha256,
-        "text_sha256": reading.text_sha256,
-        "token_ids_sha256": reading.ids_sha256,
-        "passed": within and judgement.verdict not in {"fail", "drift"},
-        "message": f"perplexity through kernels {measuring.perplexity_of(own):.4f}, float32 on the decoded weights "
-        f"{measuring.perplexity_of(decoded):.4f}: {'within' if within else 'past'} {limit.relative:g} ({limit.why}); "
-        f"gate: {judgement.verdict}, {judgement.reason}; the format itself costs {percent(decoded - original)} against "
-        f"float32 {measuring.perplexity_of(original):.4f}; {place}{note}",
-    }
 
 
 def _print_results(results: list[Result], note: str) -> None:

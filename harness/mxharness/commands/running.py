@@ -235,7 +235,7 @@ def _perplexity(request: Request, device: str) -> tuple[tuple[Labelled, ...], tu
 
     if request.model is None:
         return (), (Skip("perplexity", "left out by --no-perplexity", asked=True),)
-    from mxharness.commands.perplexity import row_of_run
+    from mxharness.commands.model_row import row_of_run
 
     windows = request.windows or (HOST_WINDOWS if device == "host" else None)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mxharness import perplexity
+from mxharness.agreement import LIMITS
 from mxharness.errors import UserError
 from mxharness.gate import compared, noise, sequence, stored
 from mxharness.gate.statistics import Estimate
@@ -96,7 +97,7 @@ def judge_model(
         notes.append(f"the format moves perplexity by {moved(cost)}")
         noises = {name: float(kept.fixed.get(f"noise_{name}", "0")) for name in activations}
         measures = {n: compared.against(kept, runners[n], reading.ids, progress=bars[n]) for n in activations}
-    rules = {name: Rules(perplexity.LIMITS[name].relative, noise=noises[name]) for name in activations}
+    rules = {name: Rules(LIMITS[name].relative, noise=noises[name]) for name in activations}
     judgements = sequence.run(available, [(measures[name], rules[name]) for name in activations])
     return Gated(
         title=f"{reading.model} on {reading.text}: {protocol}, kernels on {device.device_class} ({device.arithmetic})",
@@ -135,7 +136,7 @@ def on_windows(
     measure = compared.against(kept, candidate, reading.ids, progress=f"kernels, {activations}" if progress else "")
     windows = tuple(measure(spans))
     seconds = time.perf_counter() - start
-    return Measured(kept, windows, judge(windows, Rules(perplexity.LIMITS[activations].relative)), seconds)
+    return Measured(kept, windows, judge(windows, Rules(LIMITS[activations].relative)), seconds)
 
 
 def make_baseline(

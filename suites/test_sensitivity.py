@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_what_cannot_be_measured_stays_in_the_table(reading, monkeypatch, capsys
         assert "Each role alone in MXFP4 (floor)" in out
         assert "<svg" in picture.read_text()
         with pytest.raises(SystemExit):
-            cli.main([*options, "--only", "layers", "--json"])
+            cli.main([*options, "--only", "layers", "--json", "--plot", str(tmp_path / "plot.png")])
         document = json.loads(capsys.readouterr().out)
         with pytest.raises(Unavailable, match="pip install llama-cpp-python"):
             roundtrip.restored(FORMATS["Q4_K"], torch.zeros(1, 256))
@@ -140,7 +141,7 @@ def test_what_cannot_be_measured_stays_in_the_table(reading, monkeypatch, capsys
 
 
 def test_a_plot_is_a_picture(tmp_path):
-    bars = {"some": [Bar("a", 0.1, 0.05, 0.15), Bar("b", 1e-4, -1e-4, 3e-4)]}
+    bars = {"some": [Bar("a", 0.1, 0.05, 0.15), Bar("b", 1e-4, -1e-4, 3e-4), Bar("c", 0.2, -math.inf, math.inf)]}
     bars_file(tmp_path / "x.png", "title", bars, "KL")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"a plot is a \.png or \.svg file, not 'x\.gif'"):

@@ -93,9 +93,9 @@ class Bar:
 
 
 def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_label: str) -> None:
-    """Panels of horizontal bars with their intervals, one logarithmic axis for all, as a PNG or SVG file.
+    """Panels of horizontal bars with their intervals, each panel with a scale of its own, as a PNG or SVG file.
 
-    The first bar of a panel is its topmost. Values must be positive; an interval is cut off where the axis ends.
+    The first bar of a panel is its topmost. An interval is cut off at zero, and not drawn where it is infinite.
     Raises UserError for another suffix.
     """
     from matplotlib.figure import Figure
@@ -103,21 +103,22 @@ def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_lab
     if path.suffix not in {".png", ".svg"}:
         raise UserError(f"a plot is a .png or .svg file, not '{path}'")
     counts = [len(bars) for bars in panels.values()]
-    figure = Figure(figsize=(7.5, 1.0 + 0.24 * sum(counts) + 0.5 * len(counts)), layout="constrained")
-    every = figure.subplots(len(counts), 1, sharex=True, squeeze=False, height_ratios=[count + 1 for count in counts])
+    figure = Figure(figsize=(7.5, 1.0 + 0.22 * sum(counts) + 0.6 * len(counts)), layout="constrained")
+    every = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, (name, bars) in zip(every[:, 0], panels.items(), strict=True):
         values = [bar.value for bar in bars]
-        below = [bar.value - max(bar.low, bar.value / 10) for bar in bars]
+        below = [bar.value - max(bar.low, 0.0) if math.isfinite(bar.high) else 0.0 for bar in bars]
         axes.barh(range(len(bars)), values, color="#3b6ea5", height=0.7)
-        above = [bar.high - bar.value for bar in bars]
+        above = [bar.high - bar.value if math.isfinite(bar.high) else 0.0 for bar in bars]
         axes.errorbar(values, range(len(bars)), xerr=[below, above], fmt="none", ecolor="#111", elinewidth=1, capsize=2)
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
-        axes.set(xscale="log", ylim=(len(bars) - 0.4, -0.6))
+        axes.set(xlim=(0, None), ylim=(len(bars) - 0.4, -0.6))
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_title(name, fontsize=9, loc="left")
         axes.grid(visible=True, axis="x", linewidth=0.5)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    every[-1, 0].set_xlabel(x_label)
+    every[-1, 0].set_xlabel(x_label, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 

@@ -153,5 +153,8 @@ def _draw(found: Sensitivity, path: Path) -> None:
         if bars:
             panels[title] = bars
     reading = found.reading
-    title = f"{reading.model}, {found.windows} windows of {reading.text}, float32 perplexity {found.perplexity:.3f}"
+    title = (
+        f"{reading.model}, float32 perplexity {found.perplexity:.3f}\n"
+        f"{found.windows} windows of {reading.text}, {reading.protocol}"
+    )
     bars_file(path, title, panels, "mean KL from float32, nats per token (one-sided 95 % bounds)")

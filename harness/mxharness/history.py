@@ -2,8 +2,8 @@
 
 A number is compared with the version before only where both measured the same thing with the same ruler: the same
 inputs, the same number of elements, a tolerance that did not change. Where the bits are the same and the error/bound
-ratio is not, the ruler moved and not the kernel. Such a place breaks a series; steps and growth are sought between
-breaks, in the logarithm of the number, where a factor is a distance.
+ratio is not, the ruler moved and not the kernel. Such a place breaks a series, and so does a version whose growth was
+accepted; steps and growth are sought between breaks, in the logarithm of the number, where a factor is a distance.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ class Growth:
         """Many small moves in one direction are more than one may be."""
         return self.factor > self.budget
 
+    def sentence(self, quantity: str) -> str:
+        """What has grown, by how much, since when, and what was allowed."""
+        return f"{quantity} has grown to {self.factor:.4g} times what it was at {self.since}, {self.budget:.4g} allowed"
+
 
 def history(device_class: str, root: Root = None) -> tuple[Version, ...]:
     """Every baseline of a device class, oldest first. root: as in baseline.load. Raises UserError as it does."""
@@ -159,7 +163,9 @@ def perplexity_series(versions: Sequence[Version]) -> tuple[Series, ...]:
                 version.created,
                 _number(version.perplexity[key], "perplexity"),
                 "",
-                before is not None and _same_experiment(before.perplexity[key], version.perplexity[key]),
+                before is not None
+                and not version.accepted
+                and _same_experiment(before.perplexity[key], version.perplexity[key]),
             )
             for before, version in zip([None, *holders], holders, strict=False)
         ]
@@ -167,10 +173,17 @@ def perplexity_series(versions: Sequence[Version]) -> tuple[Series, ...]:
     return tuple(found)
 
 
+def all_series(versions: Sequence[Version]) -> tuple[Series, ...]:
+    """The ratio of every operator and every check, and every perplexity."""
+    return (*operator_series(versions), *check_series(versions), *perplexity_series(versions))
+
+
 def same_ruler(before: Version, after: Version, key: str) -> bool:
-    """Whether a check's numbers of two versions differ by what the kernel computes alone."""
+    """Whether a check's numbers of two versions differ by what the kernel computes alone, and count from before on."""
     old, new = before.checks[key], after.checks[key]
     op = str(new["op"])
+    if after.accepted:
+        return False
     if old["inputs"] != new["inputs"] or old["elements"] != new["elements"]:
         return False
     known = op in before.tolerances and op in after.tolerances

@@ -20,6 +20,7 @@ from mxharness.commands import common
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
+    from mxharness.device import Device
     from mxharness.document import Labelled
     from mxharness.drift import Comparison
     from mxharness.record import RunRecord, Skip
@@ -110,6 +111,7 @@ def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
     found = dataclasses.replace(
         found,
         perplexity=rows,
+        kernels=_kernels(opened),
         skipped=(*found.skipped, *skipped),
         seconds=time.monotonic() - started,
     )
@@ -227,6 +229,15 @@ def _filters(request: Request) -> tuple[str, ...]:
     if request.shard:
         filters.append(f"--shard {request.shard}")
     return tuple(filters)
+
+
+def _kernels(opened: Device) -> dict[str, dict[str, int]]:
+    """What the compiler spent on every kernel; nothing on the host, which has no such numbers."""
+    from mxharness.device import cuda
+
+    if not isinstance(opened, cuda.CudaDevice):
+        return {}
+    return cuda.all_resources(opened.sources, opened.architecture)
 
 
 def _perplexity(request: Request, device: str) -> tuple[tuple[Labelled, ...], tuple[Skip, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from mxharness.device.argument import kernel_argument
+from mxharness.device.resources import Resources, parsed
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import nvcc, nvcc_version
 from mxharness.errors import Hung, KernelFailure, Unavailable, UserError
@@ -29,6 +31,8 @@ _kept: list[dict[str, Any]] = []
 """Modules whose kernel hangs: to unload one is to wait for it."""
 SECONDS = 120.0
 """For everything in the stream to end; then it counts as hung."""
+_SAID = "ptxas"
+"""Folder of the cache that keeps what the assembler said."""
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is one rounding, as on the host device
 
 
@@ -54,33 +58,67 @@ def compile_cubin(sources: Sources, name: str, architecture: str) -> Path:
 
     Unavailable without nvcc; UserError with the compiler's first error.
     """
-    tool = nvcc()
-    if tool is None:
-        raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
-    key = (name, sources.digest(name), *FLAGS, architecture, nvcc_version())
+    key = _key(sources, name, architecture)
 
     def build(out: Path) -> None:
-        folder = sources.folder()
-        command = [
-            tool,
-            "--cubin",
-            "-arch",
-            architecture,
-            *FLAGS,
-            "-I",
-            str(folder),
-            "-o",
-            str(out),
-            str(folder / name),
-        ]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-            raise UserError(
-                f"kernels/{name} does not compile for {architecture}: {errors[0] if errors else 'no message'}"
-            )
+        said = _nvcc(sources, name, architecture, out)
+        compiled(_SAID, ".txt", key, lambda path: _keep(path, said))
 
     return compiled("cubin", ".cubin", key, build)
+
+
+def resources(sources: Sources, name: str, architecture: str) -> dict[str, Resources]:
+    """By kernel of kernels/`name`, registers, spills and shared memory. Needs no GPU; raises as compile_cubin."""
+    key = _key(sources, name, architecture)
+
+    def build(out: Path) -> None:  # for a cubin of before the assembler's words were kept
+        with tempfile.TemporaryDirectory() as folder:
+            _keep(out, _nvcc(sources, name, architecture, Path(folder) / "cubin"))
+
+    return parsed(compiled(_SAID, ".txt", key, build).read_text(encoding="utf-8"))
+
+
+def all_resources(sources: Sources, architecture: str) -> dict[str, Resources]:
+    """By "file kernel", the resources of every kernel there is."""
+    return {
+        f"{name} {kernel}": found
+        for name in sources.names()
+        for kernel, found in resources(sources, name, architecture).items()
+    }
+
+
+def _key(sources: Sources, name: str, architecture: str) -> tuple[str, ...]:
+    if nvcc() is None:
+        raise Unavailable("nvcc is not installed; install the CUDA toolkit and put its bin folder on the PATH")
+    return (name, sources.digest(name), *FLAGS, architecture, nvcc_version())
+
+
+def _nvcc(sources: Sources, name: str, architecture: str, out: Path) -> str:
+    """Compile kernels/`name` to the cubin `out`; what the assembler said."""
+    folder = sources.folder()
+    command = [
+        str(nvcc()),
+        "--cubin",
+        "-arch",
+        architecture,
+        *FLAGS,
+        "-Xptxas",
+        "-v",
+        "-I",
+        str(folder),
+        "-o",
+        str(out),
+        str(folder / name),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+        raise UserError(f"kernels/{name} does not compile for {architecture}: {errors[0] if errors else 'no message'}")
+    return result.stdout + result.stderr
+
+
+def _keep(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 @cache

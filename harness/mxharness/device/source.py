@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
+from filelock import FileLock
+
 from mxharness import paths
 from mxharness.errors import UserError
 
@@ -116,25 +118,34 @@ def shipped() -> Sources:
     return Sources(tuple((path.relative_to(root).as_posix(), path.read_text()) for path in found))
 
 
-def compiled(kind: str, suffix: str, key: tuple[str, ...], build: Callable[[Path], None]) -> Path:
+def compiled(kind: str, suffix: str, key: tuple[str, ...], build: Callable[[Path], object]) -> Path:
     """The cached file for `key`, made by `build(path)` when it is not there; written atomically.
 
-    kind names the cache's subfolder. Concurrent callers may build twice; each result is complete.
+    kind names the cache's subfolder. Of concurrent callers with one key one builds and the others wait.
     """
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
     target = paths.cache() / kind / f"{digest}{suffix}"
     if target.exists():
         return target
-    with _writing(target.parent):
-        handle, temporary = tempfile.mkstemp(suffix=suffix, dir=target.parent)
-        os.close(handle)
+    lock = target.with_name(f"{target.name}.lock")
+    with _writing(target.parent), FileLock(lock):
         try:
-            build(Path(temporary))
-            Path(temporary).chmod(0o755)
-            Path(temporary).replace(target)
+            if not target.exists():
+                _write(target, suffix, build)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)  # who waits for it finds the target, or builds what could not be built here
     return target
+
+
+def _write(target: Path, suffix: str, build: Callable[[Path], object]) -> None:
+    handle, temporary = tempfile.mkstemp(suffix=suffix, dir=target.parent)
+    os.close(handle)
+    try:
+        build(Path(temporary))
+        Path(temporary).chmod(0o755)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,12 +106,17 @@ def create(name: str, record: RunRecord, *, replace: bool = False, root: Root = 
     The baseline appears whole or not at all. Raises UserError where `name` is no plain name, where the baseline exists
     and replace is False, and for a run that failed, was filtered, is not deterministic or used float32 arithmetic.
     """
-    store = open_store(root or roots()[0])
-    device_class = _checked_class(record.device_class)
-    if (device_class, checked_name(name)) in store.names() and not replace:
-        raise exists(device_class, name)
+    store, device_class = open_store(root or roots()[0]), _checked_class(record.device_class)
+    refuse_taken(device_class, name, root, replace=replace)
     _refuse_unfit(record)
     return store.write(device_class, name, _files(record, accepted), replace=replace)
+
+
+def refuse_taken(device_class: str, name: str, root: Root = None, *, replace: bool) -> None:
+    """Raise UserError where `create` would: for a name that is none, or that is taken and not to be replaced."""
+    pair = (device_class, checked_name(name))
+    if not replace and pair in open_store(root or roots()[0]).names():
+        raise exists(*pair)
 
 
 def remove(device_class: str, name: str, root: Root = None) -> None:
@@ -246,6 +252,16 @@ def list_baselines(root: Root = None) -> list[Summary]:
         operators = tuple(sorted({str(entry["op"]) for entry in loaded.checks.values()}))
         path = open_store(base).place(device_class, name)
         found.append(Summary(device_class, name, path, base, loaded.created, operators, len(loaded.checks)))
+    return found
+
+
+def list_readable(device_class: str, root: Root = None) -> list[Baseline]:
+    """Every baseline of a device class that can be read, in no order: a damaged one must not keep its own successor."""
+    found = []
+    for (held, name), base in _places(root).items():
+        if held == device_class:
+            with suppress(UserError):
+                found.append(load(held, name, base))
     return found
 
 

@@ -1,20 +1,24 @@
-"""`mxharness baseline create | compare | list`: bless a run, judge a run against a blessed one."""
+"""`mxharness baseline create | compare | list`: bless a run, judge a run against a blessed one.
+
+commands/versions.py has the rest of the group: show, history, prune.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mxharness import paths
-from mxharness.commands import common
+from mxharness.commands import common, versions
 from mxharness.commands.running import Request, execute, require_baseline, write_report
-from mxharness.errors import UserError
 
 if TYPE_CHECKING:
+    from mxharness.changes import Change
     from mxharness.drift import Comparison
+    from mxharness.record import RunRecord
 
 _run_option = click.option(
     "--run",
@@ -26,33 +30,57 @@ _out_option = click.option("--out", **common.out_settings, help="Where a run mad
 _no_perplexity_option = click.option("--no-perplexity", is_flag=True, help="Leave the model out of a run made now.")
 
 
+_SHOWN = 40
+"""Rows of what is blessed on the screen; `git diff` has them all."""
+
+
 @click.group()
 def baseline() -> None:
-    """Bless runs and judge later runs by them."""
+    """Bless runs and judge later runs by them.
+
+    They lie in baselines/ of the checkout or of the working directory; --at, or MXHARNESS_BASELINES in the environment,
+    names another folder or an address such as s3://bucket/baselines.
+    """
+
+
+for _command in (versions.show, versions.history, versions.prune):
+    baseline.add_command(_command)
 
 
 @baseline.command()
 @click.argument("name")
 @click.option("--replace", is_flag=True, help="Bless the run in place of the baseline of that name.")
+@click.option(
+    "--accept-growth", "accepted", metavar="WHY", default="", help="Count slow growth anew from here, for this reason."
+)
 @common.device_option
 @_run_option
 @_out_option
 @_no_perplexity_option
+@versions.at_option
 @common.json_option
 def create(
-    *, name: str, replace: bool, device: str, run_json: Path | None, out: Path, no_perplexity: bool, as_json: bool
+    *,
+    name: str,
+    replace: bool,
+    accepted: str,
+    device: str,
+    run_json: Path | None,
+    out: Path,
+    no_perplexity: bool,
+    at: str | None,
+    as_json: bool,
 ) -> int:
     """Run everything and bless it as baseline NAME.
 
-    Only a run that passes is blessed, as a baseline of its device class.
-    Writes baselines/<device class>/NAME in the checkout, or in the working directory outside of one.
+    Only a run that passes is blessed, as a baseline of its device class. Shows what it blesses: what differs from the
+    baseline it replaces, or from the newest of its class.
     """
     from mxharness import baseline as store
     from mxharness import record
 
     def check(device_class: str) -> None:
-        if not replace and (paths.writable_baselines() / device_class / name).exists():
-            raise UserError(f"baseline {device_class}/{name} exists; --replace blesses this run in its place")
+        store.refuse_taken(device_class, name, at, replace=replace)
 
     store.checked_name(name)
     if run_json:
@@ -68,11 +96,15 @@ def create(
             else:
                 click.echo(f"{verdict.first_line}\nnothing was blessed")
             return common.MISMATCH
-    path = store.create(name, found, replace=replace)
+    before, changes = _blessed(name, found, at)
+    path = store.create(name, found, replace=replace, root=at, accepted=accepted)
     checks = len(store.entries(found))
     if as_json:
-        common.print_json({"passed": True, "baseline": f"{found.device_class}/{name}", "path": path, "checks": checks})
+        document = {"passed": True, "baseline": f"{found.device_class}/{name}", "path": path, "checks": checks}
+        rows = [dataclasses.asdict(change) for change in changes if change.status != "same"]
+        common.print_json({**document, "before": before, "changes": rows})
     else:
+        _print_changes(f"Blessed, against {before}", changes, _SHOWN)
         click.echo(f"blessed {checks} checks as {found.device_class}/{name}; review and commit {path}")
     return common.PASS
 
@@ -83,8 +115,11 @@ def create(
 @_run_option
 @_out_option
 @_no_perplexity_option
+@versions.at_option
 @common.json_option
-def compare(*, name: str, device: str, run_json: Path | None, out: Path, no_perplexity: bool, as_json: bool) -> int:
+def compare(
+    *, name: str, device: str, run_json: Path | None, out: Path, no_perplexity: bool, at: str | None, as_json: bool
+) -> int:
     """Compare a run with a baseline.
 
     NAME is one of the run's own device class; CLASS/NAME of another class is compared bit for bit.
@@ -93,10 +128,10 @@ def compare(*, name: str, device: str, run_json: Path | None, out: Path, no_perp
 
     if run_json:
         found = record.load(run_json)
-        comparison = drift.compare(name, found)
+        comparison = drift.compare(name, found, root=at)
     else:
-        found = execute(_request(device, out, no_perplexity, as_json), require_baseline(name))
-        comparison = drift.compare(name, found)
+        found = execute(_request(device, out, no_perplexity, as_json), require_baseline(name, at))
+        comparison = drift.compare(name, found, root=at)
         write_report(found, out, comparison)
     if as_json:
         document = {
@@ -115,12 +150,13 @@ def compare(*, name: str, device: str, run_json: Path | None, out: Path, no_perp
 
 
 @baseline.command("list")
+@versions.at_option
 @common.json_option
-def list_(as_json: bool) -> int:
+def list_(*, at: str | None, as_json: bool) -> int:
     """List the baselines that exist."""
     from mxharness import baseline as store
 
-    found = store.list_baselines()
+    found = store.list_baselines(at)
     if as_json:
         common.print_json({"baselines": [dataclasses.asdict(summary) for summary in found]})
         return common.PASS
@@ -133,15 +169,35 @@ def list_(as_json: bool) -> int:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print what moved and the verdict; where it fails, the command that blesses the run."""
-    moved = [change for change in comparison.changes if change.status != "same"]
-    if moved:
-        rows = [(change.status, change.key, change.message) for change in moved]
-        common.print_table(f"Moved from {comparison.baseline}", ("status", "check", "what"), rows)
+    _print_changes(f"Moved from {comparison.baseline}", comparison.changes)
     if comparison.environment:
         common.print_table("Environment", ("what", "in the baseline", "in the run"), comparison.environment)
     click.echo(comparison.first_line)
     if not comparison.passed:
         click.echo(f"where the change is meant, bless it: {comparison.command}")
+
+
+def _print_changes(title: str, changes: Sequence[Change], most: int | None = None) -> None:
+    """A row for everything that is not the same, `most` at most."""
+    moved = [change for change in changes if change.status != "same"]
+    if moved:
+        rows = [(change.status, change.key, change.message) for change in moved[:most]]
+        common.print_table(title, ("status", "check", "what"), rows)
+    if most is not None and len(moved) > most:
+        click.echo(f"and {len(moved) - most:,} more")
+
+
+def _blessed(name: str, found: RunRecord, at: str | None) -> tuple[str | None, tuple[Change, ...]]:
+    """Which baseline it is told apart from, the one in its place or the newest of its class, and what differs."""
+    from mxharness import baseline as store
+    from mxharness import changes
+
+    there = {one.name: one for one in store.list_readable(found.device_class, at)}
+    newest = max(there.values(), key=lambda one: one.created, default=None)
+    before = there.get(name, newest)
+    if before is None:
+        return None, ()
+    return f"{before.device_class}/{before.name}", changes.between(before, store.of(found))
 
 
 def _request(device: str, out: Path, no_perplexity: bool, quiet: bool) -> Request:

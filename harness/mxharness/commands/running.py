@@ -20,6 +20,7 @@ from mxharness.commands import common
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
+    from mxharness.baseline import Root
     from mxharness.device import Device
     from mxharness.document import Labelled
     from mxharness.drift import Comparison
@@ -129,14 +130,14 @@ def require_device(wanted: str) -> Callable[[str], None]:
     return check
 
 
-def require_baseline(name: str) -> Callable[[str], None]:
+def require_baseline(name: str, root: Root = None) -> Callable[[str], None]:
     """A check for `execute` that baseline NAME or CLASS/NAME exists and can be read."""
 
     def check(device_class: str) -> None:
         from mxharness import baseline
 
         named, _, plain = name.rpartition("/")
-        baseline.load(named or device_class, plain)
+        baseline.load(named or device_class, plain, root)
 
     return check
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mxharness import cli, diverge, faults, launches, text, watched
+from mxharness import cli, diverge, faults, functional, launches, text, watched
 from mxharness.commands import perplexity as commands
 from mxharness.errors import UserError
+from mxharness.execution import Execution
+from mxharness.judge import judge
 from mxharness.model import decoder, toy
 from mxharness.model.checkpoint import Stored
 
@@ -52,6 +54,9 @@ def test_watching_changes_no_bit(device):
     assert torch.equal(states, decoder.runner(model).hidden_states(IDS))
     assert torch.equal(seen[-1][0].left["y"], states[0].cpu())
     assert seen[-1][1]["y"] == states.data_ptr()
+    append = next(launch for launch, _ in seen if launch.kernel.startswith("kv_append"))
+    assert not append.given["k_cache"].any()  # as it was before
+    assert append.left["k_cache"].any()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,29 @@ def test_large_products_are_judged_by_some_of_their_rows(device, monkeypatch):
     assert rows["bound"] == ((1 << 16) // (259 * 64), 12)
     assert rows.get("predicted", (2, 12)) == (2, 12)
     assert launches._some(24, 1 << 14, 1 << 16).tolist() == [0, 8, 15, 23]
+
+
+def test_a_wrong_argument_shows_in_the_growth_alone(device):
+    checkpoint = toy.checkpoint(toy.GPT_OSS)
+    model = decoder.build(checkpoint, device)
+    wrong = replace(model, layers=(model.layers[0], replace(model.layers[1], window=1)))
+    report = diverge.of_decoder(wrong, checkpoint, IDS)
+    assert report.passed
+    first, second, _ = (each.relative for each in report.growth)
+    assert first < 2e-3
+    assert second > 0.1
+
+
+@pytest.mark.parametrize("order", ["half", "interleaved"])
+def test_a_rotation_is_judged_in_its_own_order(device, order):
+    found = []
+    shown = watched.Watched(device, lambda launch, _: found.extend(launches.judgeables(launch, 1 << 20)))
+    x = device.upload(torch.randn(1, 5, 2, 32, generator=torch.Generator().manual_seed(0)).half())
+    rope = functional.Rope(device.upload(functional.rope_table(9, 32)), order)
+    functional.apply_rope(x, rope, device.upload(torch.tensor([3], dtype=torch.int32)), device=shown)
+    (one,) = found
+    outcome = judge(one.op, one.case, "bound", device.device_class, one.inputs, Execution(one.outputs, ()))
+    assert outcome.passed, outcome.message
 
 
 def test_data_that_prove_little_are_no_divergence(device):

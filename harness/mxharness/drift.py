@@ -7,7 +7,7 @@ was small enough to be blessed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mxharness import baseline, history
@@ -17,7 +17,7 @@ from mxharness.errors import UserError
 from mxharness.record import RunRecord, is_right, perplexity_holds, perplexity_left_out, verdict
 from mxharness.wording import named
 
-__all__ = ("NATS", "PASSING", "Change", "Comparison", "Status", "compare")
+__all__ = ("NATS", "PASSING", "Change", "Comparison", "Status", "compare", "overgrown")
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,28 @@ def _judged(record: RunRecord) -> Judged:
     return Judged(wrong, bool(record.filters), perplexity_left_out(record))
 
 
-def _cuts(stored: Baseline, found: Baseline, root: Root) -> list[Change]:
-    """What has grown past its budget over the versions, `found` the last: moves too small to be steps, added up.
+def overgrown(found: Baseline, before: Sequence[Baseline]) -> list[tuple[history.Series, history.Growth]]:
+    """What has grown past its budget over the versions `before` and `found`, its last: small moves add up."""
+    earlier = [version for version in before if version.created <= found.created]
+    grown = [(series, history.growth(series)) for series in history.all_series((*earlier, found))]
+    return [(series, growth) for series, growth in grown if growth.exceeded and growth.until == found.name]
 
-    What came since the stored baseline alone is not repeated here: `between` has it.
-    """
+
+def _cuts(stored: Baseline, found: Baseline, root: Root) -> list[Change]:
+    """A line for all growth past its budget but what came since the stored baseline alone: `between` has that."""
     before = [version for version in history.history(stored.device_class, root) if version.created <= stored.created]
-    versions = (*before, found)
-    changes = []
-    for series in history.all_series(versions):
-        grown = history.growth(series)
-        if grown.exceeded and grown.until == found.name and grown.since != stored.name:
-            message = f"{grown.sentence(series.quantity)}; `mxharness baseline history` shows it"
-            changes.append(Change(f"{series.key} growth", series.op, "drifted", None, None, message))
-    return changes
+    return [
+        Change(
+            f"{series.key} growth",
+            series.op,
+            "drifted",
+            None,
+            None,
+            f"{growth.sentence(series.quantity)}; `mxharness baseline history {stored.device_class}` shows it",
+        )
+        for series, growth in overgrown(found, before)
+        if growth.since != stored.name
+    ]
 
 
 def _environment_changes(stored: Baseline, record: RunRecord) -> tuple[tuple[str, str, str], ...]:

@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Growth:
-    """What has come together since the last break or step."""
+    """What has come together since the last break."""
 
     since: str
     until: str
@@ -93,7 +93,7 @@ class Growth:
 
     @property
     def exceeded(self) -> bool:
-        """Many small moves in one direction are more than one may be."""
+        """What was blessed move by move is too much in all."""
         return self.factor > self.budget
 
     def sentence(self, quantity: str) -> str:
@@ -214,11 +214,8 @@ def steps(series: Series) -> tuple[Step, ...]:
 
 
 def growth(series: Series) -> Growth:
-    """How much the value has grown since the last break or step: a step was seen when it was blessed, this was not."""
-    run = list(_runs(series.points)[-1])
-    seen = steps(series)
-    starts = [i for i, point in enumerate(run) if seen and point.version == seen[-1].version]
-    run = run[starts[0] :] if starts else run
+    """How much the value has grown since the last break, in steps or in moves too small to be one."""
+    run = _runs(series.points)[-1]
     factor = math.exp(_log(run[-1].value) - _log(run[0].value))
     return Growth(run[0].version, run[-1].version, factor, series.budget)
 

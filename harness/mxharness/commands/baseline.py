@@ -34,6 +34,9 @@ _SHOWN = 40
 """Rows of what is blessed on the screen; `git diff` has them all."""
 
 
+_GROWN = "FAIL: growth past its budget is blessed for a reason only: --accept-growth WHY"
+
+
 @click.group()
 def baseline() -> None:
     """Bless runs and judge later runs by them.
@@ -96,7 +99,14 @@ def create(
             else:
                 click.echo(f"{verdict.first_line}\nnothing was blessed")
             return common.MISMATCH
-    before, changes = _blessed(name, found, at)
+    before, changes, grown = _blessed(name, found, at)
+    if grown and not accepted:
+        if as_json:
+            common.print_json({"passed": False, "verdict": _GROWN, "baseline": None, "grown": dict(grown)})
+        else:
+            common.print_table("Grown", ("what", "how"), grown)
+            click.echo(f"{_GROWN}\nnothing was blessed")
+        return common.MISMATCH
     path = store.create(name, found, replace=replace, root=at, accepted=accepted)
     checks = len(store.entries(found))
     if as_json:
@@ -187,17 +197,24 @@ def _print_changes(title: str, changes: Sequence[Change], most: int | None = Non
         click.echo(f"and {len(moved) - most:,} more")
 
 
-def _blessed(name: str, found: RunRecord, at: str | None) -> tuple[str | None, tuple[Change, ...]]:
-    """Which baseline it is told apart from, the one in its place or the newest of its class, and what differs."""
+def _blessed(
+    name: str, found: RunRecord, at: str | None
+) -> tuple[str | None, tuple[Change, ...], list[tuple[str, str]]]:
+    """Which baseline it is held against, the one in its place or the newest of its class; what differs; what grew."""
     from mxharness import baseline as store
-    from mxharness import changes
+    from mxharness import changes, drift
 
-    there = {one.name: one for one in store.list_readable(found.device_class, at)}
-    newest = max(there.values(), key=lambda one: one.created, default=None)
-    before = there.get(name, newest)
-    if before is None:
-        return None, ()
-    return f"{before.device_class}/{before.name}", changes.between(before, store.of(found))
+    there = sorted(store.list_readable(found.device_class, at), key=lambda one: (one.created, one.name))
+    if not there:
+        return None, (), []
+    before = next((one for one in there if one.name == name), there[-1])
+    after = store.of(found)
+    grown = drift.overgrown(after, [one for one in there if one.name != name])
+    return (
+        f"{before.device_class}/{before.name}",
+        changes.between(before, after),
+        [(series.key, growth.sentence(series.quantity)) for series, growth in grown],
+    )
 
 
 def _request(device: str, out: Path, no_perplexity: bool, quiet: bool) -> Request:

@@ -76,7 +76,7 @@ def show(*, name: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> i
 def history(*, device_class: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> int:
     """Show what moved from version to version, and what has grown over them.
 
-    CLASS is a device class, as sm_90. Exits 1 where something has grown past its budget in steps too small to be seen.
+    CLASS is a device class, as sm_90. Exits 1 where something has grown past its budget, in many small moves or in few.
     """
     from mxharness import history as over_time
 

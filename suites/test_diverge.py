@@ -141,6 +141,19 @@ def test_a_rotation_is_judged_in_its_own_order(device, order):
     assert outcome.passed, outcome.message
 
 
+def test_attention_without_a_mask_is_judged_without(device):
+    found = []
+    shown = watched.Watched(device, lambda launch, _: found.extend(launches.judgeables(launch, 1 << 20)))
+    rows = torch.randn(3, 1, 5, 2, 32, generator=torch.Generator().manual_seed(0)).half()
+    q, k, v = (device.upload(each) for each in rows)
+    cache = functional.kv_cache(1, 2, 5, 32, "fp16", device=device)
+    functional.kv_cache_append(cache, k, v, device.upload(torch.zeros(1, dtype=torch.int32)), device=device)
+    functional.attention(q, cache, device.upload(torch.tensor([5], dtype=torch.int32)), causal=False, device=shown)
+    (one,) = found
+    outcome = judge(one.op, one.case, "bound", device.device_class, one.inputs, Execution(one.outputs, ()))
+    assert outcome.passed, outcome.message
+
+
 def test_data_that_prove_little_are_no_divergence(device):
     checkpoint = toy.checkpoint(toy.GPT_OSS)
     bias = torch.linspace(0.1, 0.9, 128)

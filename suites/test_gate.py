@@ -11,9 +11,22 @@ import pytest
 import torch
 from mxharness import agreement, cli, perplexity, text
 from mxharness.errors import UserError
-from mxharness.gate import compared, defects, divergence, judged, noise, sequence, simulate, statistics, stored, verdict
+from mxharness.gate import (
+    compared,
+    defects,
+    divergence,
+    judged,
+    noise,
+    references,
+    sequence,
+    simulate,
+    statistics,
+    stored,
+    verdict,
+)
 from mxharness.gate.verdict import Failed, Rules, Window
 from mxharness.model import embedded, reference, toy
+from mxharness.model.checkpoint import values
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select
 
 TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
@@ -356,7 +369,7 @@ def test_files_that_are_no_baseline_are_one_sentence(reading, tmp_path):
 def toy_command(monkeypatch, reading):
     monkeypatch.setattr("mxharness.commands.gate.load", lambda model, source: (toy.checkpoint(), SAMPLE))
     monkeypatch.setitem(PROTOCOLS, "windows-512-half", TOY)
-    return ("--device", "host")
+    return ("--device", "host", "--model", "toy")
 
 
 def run(capsys, *arguments):
@@ -394,6 +407,106 @@ def test_a_moved_reference_fails(toy_command, capsys, tmp_path):
         code, out = run(capsys, "gate", "--baseline", str(path), *toy_command)
         assert code == 1
         assert "is not what the baseline holds: -2.00e-03 nats per token over 8 windows" in out
+
+
+def test_what_the_format_costs_must_not_move_either(toy_command, capsys, tmp_path):
+    """Both references stay within what each may move by, in opposite directions."""
+    path = tmp_path / "toy.safetensors"
+    kept = judged.make_baseline(toy.checkpoint(), SAMPLE, CPU, "windows-512-half", windows=8, top=4, drawn=2)
+    moved = {"nll": np.float32(7e-4), "original": np.float32(-7e-4)}
+    stored.save(
+        replace(kept, columns=kept.columns | {name: kept.columns[name] + by for name, by in moved.items()}), path
+    )
+    code, out = run(capsys, "gate", "--baseline", str(path), *toy_command)
+    assert code == 1
+    assert "what the format costs is not what the baseline holds: -1.40e-03 nats per token" in out
+
+
+def test_a_reference_that_does_not_repeat_itself_is_shown(toy_command, capsys, monkeypatch):
+    code, out = run(capsys, "gate", "--windows", "2", "--json", *toy_command)
+    assert json.loads(out)["repeated"] == {"windows": 1, "kl": 0.0, "largest": 0.0}, code
+    assert "the reference twice, 1 window: the same bits" in json.loads(out)["notes"]
+    decoded, generator = reference.decoded, torch.Generator().manual_seed(0)
+
+    def unsteady(*arguments):
+        plain = decoded(*arguments)
+
+        def logits(states):
+            made = plain.logits(states)
+            return made + 1e-3 * torch.randn(made.shape, generator=generator)
+
+        return replace(plain, logits=logits)
+
+    monkeypatch.setattr(reference, "decoded", unsteady)
+    _, out = run(capsys, "gate", "--windows", "2", "--json", *toy_command)
+    found = json.loads(out)
+    assert 1e-7 < found["repeated"]["kl"] < 1e-5
+    assert 1e-4 < found["repeated"]["largest"] < 1e-2
+    _, out = run(capsys, "gate", "--windows", "2", *toy_command)
+    assert "the reference twice, 1 window: NOT the same bits, mean KL " in out
+
+
+def test_the_formats_cost_is_reported_where_the_original_is_at_hand(reading, capsys, toy_command, monkeypatch):
+    _, out = run(capsys, "gate", "--windows", "12", "--json", *toy_command)
+    found = json.loads(out)
+    model, spans = toy.checkpoint(), select(reading.available, 12)
+    decoded, original = (
+        perplexity.measure(reading, runner, windows=12)
+        for runner in (reference.decoded(model), reference.float32(model))
+    )
+    assert found["format"]["mean"] == pytest.approx(decoded.mean_nll - original.mean_nll, rel=1e-5)
+    assert found["format"]["lower"] < found["format"]["mean"] < found["format"]["upper"]
+    assert (found["format"]["windows"], found["format"]["tokens"]) == (12, decoded.scored)
+    kept = stored.collect(model, reading, spans, CPU, top=4, drawn=2)
+    assert kept.cost(spans).mean == pytest.approx(found["format"]["mean"], rel=1e-5)
+    quantised = defects.quantised(model, defects.everything)  # what it was made of is gone
+    assert (references.has_original(model), references.has_original(quantised)) == (True, False)
+    assert stored.collect(quantised, reading, spans, CPU, top=4, drawn=2).cost(spans) is None
+    monkeypatch.setattr("mxharness.commands.gate.load", lambda model, source: (quantised, SAMPLE))
+    _, out = run(capsys, "gate", "--windows", "2", "--json", *toy_command)
+    assert json.loads(out)["format"] is None
+    assert "what the format costs is not known: the weights before MXFP4 are not at hand" in json.loads(out)["notes"]
+    monkeypatch.setattr("mxharness.commands.gate.original_of", lambda _: model)
+    _, out = run(capsys, "gate", "--windows", "12", "--json", *toy_command)
+    assert json.loads(out)["format"] == found["format"]
+
+
+# An honest candidate's noise
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_overflows_is_no_noise(value):
+    honest = windows(0.0, 0.01, kl=2e-3)
+    assert noise.level(honest) == pytest.approx(2e-3)
+    broken = replace(honest[5], kl=np.where(np.arange(255) == 7, value, 2e-3))
+    assert noise.level([*honest[:5], broken, *honest[6:]]) == 0
+
+
+def test_a_candidate_with_other_words_is_no_honest_one():
+    """Its KL, were it noise, would widen the limit to 20 nats."""
+    assert noise.level(windows(6.4, 0.01, kl=6.65, same=0.016)) == 0
+    assert noise.level(windows(0.0, 0.01, kl=6e-3, same=0.96)) == pytest.approx(6e-3)
+
+
+def test_an_honest_candidate_does_not_overflow_in_its_norms(reading):
+    """States past 256, whose squares are no fp16: the norm is float32 inside, as on the kernels."""
+    model = toy.checkpoint()
+    wide = values(model.tensors["embedding"]) * 3000
+    tensors = {**model.tensors, "embedding": replace(model.tensors["embedding"], read=lambda: wide)}
+    large = replace(model, tensors=tensors, config=replace(model.config))
+    runner = noise.honest(large, "fp16", CPU)
+    states = runner.hidden_states(torch.from_numpy(reading.ids[None, :32].astype(np.int64)))
+    assert states.dtype == torch.float16
+    assert states.isfinite().all()
+    assert (states.double().square().mean(-1) > 0.01).all()  # what overflows is divided by infinity
+
+
+def test_a_baseline_whose_noise_is_no_number_is_damaged(reading, tmp_path):
+    kept = stored.collect(toy.checkpoint(), reading, reading.available[:2], CPU, top=4, drawn=2)
+    for value in ("inf", "nan", "-1", "much"):
+        stored.save(replace(kept, fixed={**kept.fixed, "noise_fp16": value}), tmp_path / "toy.safetensors")
+        with pytest.raises(UserError, match=f"is damaged: noise_fp16 is {value}, not a finite number of nats"):
+            stored.load(tmp_path / "toy.safetensors")
 
 
 def test_too_short_a_text_fails(toy_command, capsys):

@@ -198,7 +198,14 @@ def _document(found: Gated) -> dict[str, Any]:
         for name, one in found.judgements.items()
     }
     cost = _numbers(found.cost) if found.cost else None
-    return {"passed": found.passed, "gates": gates, "reference": found.reference, "format": cost}
+    return {
+        "passed": found.passed,
+        "gates": gates,
+        "reference": found.reference,
+        "repeated": asdict(found.repeated) if found.repeated else None,
+        "format": cost,
+        "notes": list(found.notes),
+    }
 
 
 def _numbers(estimate: Any) -> dict[str, float]:  # noqa: ANN401

@@ -12,25 +12,23 @@ import numpy as np
 from mxharness import perplexity
 from mxharness.agreement import LIMITS
 from mxharness.errors import UserError
-from mxharness.gate import compared, noise, sequence, stored
-from mxharness.gate.statistics import Estimate
+from mxharness.gate import compared, noise, references, sequence, stored
 from mxharness.gate.verdict import Failed, Judgement, Rules, Window, judge, moved
 from mxharness.model import decoder, reference
-from mxharness.protocols import DEFAULT_WINDOWS, Span, select
+from mxharness.protocols import Span, select
 
 if TYPE_CHECKING:
     import torch
 
     from mxharness.device import Device
+    from mxharness.gate.references import Repeated
     from mxharness.gate.sequence import Measure
+    from mxharness.gate.statistics import Estimate
     from mxharness.gate.stored import Statistics
     from mxharness.model.checkpoint import Checkpoint
     from mxharness.model.decoder import Activations
     from mxharness.perplexity import Reading
     from mxharness.text import Text
-
-NATS = 1e-3
-"""How far a reference may move from its stored value, per token: another order of sums in torch moves it by less."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,11 @@ class Gated:
     reference: str
     """What was compared with."""
     cost: Estimate | None
-    """Of the format in log perplexity, where a baseline knows it."""
+    """Of the format in log perplexity, where the original weights are at hand or in the baseline."""
+    repeated: Repeated | None
+    """The reference beside itself; None where it is stored."""
     notes: tuple[str, ...]
+    """On the references, for people."""
 
     @property
     def passed(self) -> bool:
@@ -80,11 +81,13 @@ def judge_model(
     bars = {name: f"kernels, {name}" if progress else "" for name in activations}
     noises = dict.fromkeys(activations, 0.0)
     measures: dict[Activations, Measure]
-    cost: Estimate | None = None
+    again: Repeated | None = None
     notes: list[str] = []
     if baseline is None:
         available = select(reading.available, windows)
         float32 = reference.decoded(checkpoint, device.torch_device)
+        again = references.repeated(float32, reading.ids, available)
+        notes.append(again.note)
         measures = {
             name: compared.together(float32, runners[name], reading.ids, progress=bars[name]) for name in runners
         }
@@ -92,18 +95,30 @@ def judge_model(
         kept = stored.load(stored.find(baseline))
         kept.require(reading, _words(checkpoint))
         available = select(kept.spans, windows)
-        cost = kept.cost(kept.spans)
-        notes += _recomputed(kept, checkpoint, original, reading, device.torch_device)
-        notes.append(f"the format moves perplexity by {moved(cost)}")
-        noises = {name: float(kept.fixed.get(f"noise_{name}", "0")) for name in activations}
+        notes += references.recomputed(kept, checkpoint, original, reading, device.torch_device)
+        noises = {name: kept.noise(name) for name in activations}
         measures = {n: compared.against(kept, runners[n], reading.ids, progress=bars[n]) for n in activations}
     rules = {name: Rules(LIMITS[name].relative, noise=noises[name]) for name in activations}
-    judgements = sequence.run(available, [(measures[name], rules[name]) for name in activations])
+    seen: dict[Span, Window] = {}
+    judgements = sequence.run(
+        available, [(references.remembering(measures[name], seen), rules[name]) for name in activations]
+    )
+    cost: Estimate | None = None
+    if baseline is not None:
+        cost = kept.cost(kept.spans)
+    elif original or references.has_original(checkpoint):
+        unrounded = reference.float32(original or checkpoint, device.torch_device)
+        cost = references.cost(unrounded, reading.ids, seen, progress="original" if progress else "")
+    if cost:
+        notes.append(f"the format moves perplexity by {moved(cost)}, on {cost.windows} windows")
+    else:
+        notes.append("what the format costs is not known: the weights before MXFP4 are not at hand")
     return Gated(
         title=f"{reading.model} on {reading.text}: {protocol}, kernels on {device.device_class} ({device.arithmetic})",
         judgements=dict(zip(activations, judgements, strict=True)),
         reference=f"baseline {baseline}" if baseline else "float32 on the same weights, run beside",
         cost=cost,
+        repeated=again,
         notes=tuple(notes),
     )
 
@@ -152,21 +167,22 @@ def make_baseline(
     drawn: int = stored.DRAWN,
     progress: bool = False,
 ) -> Statistics:
-    """A reference's statistics with the divergence of an honest candidate of each dtype, on a few windows, beside."""
+    """A reference's statistics with the divergence of an honest candidate of each dtype, on a few windows, beside.
+
+    Raises UserError for a text without a window and a reference with NaN or Inf.
+    """
     reading = perplexity.read(checkpoint, text, protocol, tokens)
     spans = select(reading.available, windows)
     found = stored.collect(
         checkpoint, reading, spans, torch_device, original=original, top=top, drawn=drawn, progress=progress
     )
-    fixed = dict(found.fixed)
+    if not all(np.isfinite(found.columns[column]).all() for column in ("nll", "original")):
+        raise UserError(f"{checkpoint.name} gives NaN or infinite likelihoods in float32: no reference to compare with")
     few = select(spans, sequence.GLANCE)
+    fixed = dict(found.fixed)
     for name in decoder.ACTIVATIONS:
         measure = compared.against(found, noise.honest(checkpoint, name, torch_device), reading.ids)
-        kl = np.concatenate([window.kl for window in measure(few)])
-        if not np.isfinite(kl).all():
-            raise UserError(f"{checkpoint.name} gives NaN or infinities with activations in {name}; take another dtype")
-        # Torch's norms square in the dtype itself; where that overflows it is no noise and widens nothing.
-        fixed[f"noise_{name}"] = f"{kl.mean() if kl.mean() < Rules(0.0).divergence else 0.0:.6g}"
+        fixed[f"noise_{name}"] = f"{noise.level(list(measure(few))):.6g}"
     return replace(found, fixed=fixed)
 
 
@@ -174,27 +190,3 @@ def _words(checkpoint: Checkpoint) -> str:
     from mxharness.model.runner import weights_words
 
     return weights_words(checkpoint, "floor, even")
-
-
-def _recomputed(
-    kept: Statistics,
-    checkpoint: Checkpoint,
-    original: Checkpoint | None,
-    reading: Reading,
-    torch_device: torch.device,
-) -> list[str]:
-    """Run both references again on a few windows. Raises Failed where one is not what is stored."""
-    few: tuple[Span, ...] = select(kept.spans, min(sequence.GLANCE, DEFAULT_WINDOWS))
-    now = stored.collect(checkpoint, reading, few, torch_device, original=original, top=1, drawn=1)
-    notes = []
-    for column, what in (("nll", "MXFP4 decoded to float32"), ("original", "the float32 original")):
-        before = np.concatenate([kept.part(column, span) for span in few]).astype(np.float64)
-        change = now.columns[column].astype(np.float64) - before
-        if not np.isfinite(change).all() or abs(change.mean()) > NATS:
-            raise Failed(
-                f"{what} is not what the baseline holds: {change.mean():+.2e} nats per token over {len(few)} windows, "
-                f"{NATS:g} allowed; the format, the quantiser or torch's arithmetic has changed"
-            )
-        same = f"{change.mean():+.1e} nats per token, at most {abs(change).max():.1e}"
-        notes.append(f"{what} again, {len(few)} windows: {same if change.any() else 'the same bits'}")
-    return notes

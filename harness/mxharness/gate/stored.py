@@ -12,6 +12,7 @@ A scored token takes 8 + 6 (K + S) bytes, 8 + 8 (K + S) where the vocabulary has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -74,8 +75,17 @@ class Statistics:
         """One column of one window."""
         return self.columns[column][self._rows[span]]
 
-    def cost(self, spans: Sequence[Span]) -> Estimate:
-        """What the format costs on some windows: NLL of MXFP4 decoded less that of the original weights."""
+    def noise(self, activations: str) -> float:
+        """Mean KL of an honest candidate with such activations, nats per token; 0 where it was not measured."""
+        return float(self.fixed.get(f"noise_{activations}", "0"))
+
+    def cost(self, spans: Sequence[Span]) -> Estimate | None:
+        """What the format costs on some windows: NLL of MXFP4 decoded less that of the original weights.
+
+        None where the two are the same: the weights before MXFP4 were not at hand.
+        """
+        if np.array_equal(self.columns["nll"], self.columns["original"]):
+            return None
         differences = [(self.columns["nll"] - self.columns["original"])[self._rows[span]] for span in spans]  # type: ignore[operator]  # float32
         sums = np.array([float(each.sum(dtype=np.float64)) for each in differences])
         return clustered(sums, np.array([float(len(each)) for each in differences]))
@@ -169,7 +179,17 @@ def load(path: Path) -> Statistics:
     bad += [name for name in ("top", "drawn") if columns[name].shape != columns[f"{name}_log"].shape]
     if bad:
         raise UserError(f"{path} is damaged: {', '.join(bad)} is not of {scored:,} rows, one for each scored token")
+    for name, value in fixed.items():
+        if name.startswith("noise_") and not _is_noise(value):
+            raise UserError(f"{path} is damaged: {name} is {value}, not a finite number of nats")
     return Statistics(fixed, spans, columns)
+
+
+def _is_noise(value: str) -> bool:
+    try:
+        return 0 <= float(value) < math.inf
+    except ValueError:
+        return False
 
 
 def find(name: str) -> Path:

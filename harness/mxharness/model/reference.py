@@ -147,7 +147,8 @@ def _runner(
 
 
 def _norm(config: ModelConfig, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    return x * (x.square().mean(dim=-1, keepdim=True) + config.norm_epsilon).rsqrt() * gain
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half overflows at 256, squared
+    return (wide * (wide.square().mean(dim=-1, keepdim=True) + config.norm_epsilon).rsqrt() * gain).to(x.dtype)
 
 
 def _attention(

@@ -229,12 +229,24 @@ def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_i
         assert len({digest(execution.outputs) for execution in both}) == 1, case
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("source", shipped().names())
+@pytest.mark.parametrize(
+    ("source", "architecture"),
+    [*((source, "sm_80") for source in shipped().names()), ("attention.cu", "sm_90a"), ("gemm.cu", "sm_90a")],
+)
 def test_every_kernel_compiles_for_the_gpu(source, architecture):
+    """For the oldest architecture all of them: what it takes, later ones take, as the next test shows."""
     if toolchain.nvcc() is None:
         pytest.skip(f"no nvcc: kernels were not compiled for {architecture}")
     assert cuda.compile_cubin(shipped(), source, architecture).stat().st_size > 0
+
+
+def test_no_kernel_asks_for_an_architecture_and_one_file_holds_its_instructions():
+    """PTX without either means the same to every later GPU; attention.cu and gemm.cu use that file's instructions."""
+    texts = {path: text for path, text in shipped().files if not path.startswith("host/")}
+    assert not [path for path, text in texts.items() if "_CUDA_ARCH" in text]
+    assert [path for path, text in texts.items() if "asm" in text] == ["mma.cuh"]
+    for source in ("attention.cu", "gemm.cu"):
+        assert "mma.cuh" in shipped().included(source)
 
 
 def bad_calls():

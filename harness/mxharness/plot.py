@@ -19,6 +19,7 @@ from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SERIES = {"bf16": ("o", "--series-1"), "fp16": ("^", "--series-2"), "fp32": ("s", "--series-3")}
 """dtype to matplotlib marker and CSS colour variable; any other dtype is drawn as the last one."""
@@ -34,6 +35,10 @@ _STAND_IN = {
 }
 _LOWEST, _HIGHEST = 1e-6, 1e4
 _MOST_TICKS = 5
+_ROWS = 12
+"""Marks that differ by less than 1/12 in the logarithm of a number lie on each other."""
+_PANELS, _LONG = 6, 24
+"""In a row of small multiples; letters of a title that is written smaller."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,7 @@ def ratio_svg(title: str, points: Sequence[Point], x_label: str) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {  # Any: matplotlib's stubs spell out 300 literal keys
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": _STAND_IN["--ink"],
-        "axes.labelcolor": _STAND_IN["--ink"],
-        "axes.edgecolor": _STAND_IN["--line"],
-        "xtick.color": _STAND_IN["--ink"],
-        "ytick.color": _STAND_IN["--ink"],
-        "grid.color": _STAND_IN["--line"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(_settings(title)):
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, points)
@@ -80,6 +71,61 @@ def ratio_svg(title: str, points: Sequence[Point], x_label: str) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     past = sum(not point.passed for point in points)
     return _inline(text.getvalue(), f"{title}: error / bound of {len(points)} cases over {x_label}, {past} failed")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number over versions."""
+
+    title: str
+    values: Mapping[str, float]
+    """By version; a version that lacks it is left out."""
+    breaks: frozenset[str] = frozenset()
+    """Versions that cannot be compared with the one before: no line is drawn to them."""
+
+
+def lines_svg(title: str, versions: Sequence[str], lines: Sequence[Line]) -> str:
+    """Small multiples as an <svg> element: a panel a line, the same versions below each.
+
+    Panels of ratios share an axis of at least 0.8 to 1.25, so that what is flat looks flat.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context({**_settings(title), "font.size": 7}):
+        figure = _lines_figure(versions, lines)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), f"{title}: {len(lines)} panels over {', '.join(versions)}")
+
+
+def _lines_figure(versions: Sequence[str], lines: Sequence[Line]) -> Figure:
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(lines) / _PANELS)
+    figure = Figure(figsize=(9.5, 0.4 + 1.05 * rows), layout="constrained")
+    every = list(figure.subplots(rows, _PANELS, squeeze=False).flat)
+    for axes, line in zip(every, lines, strict=False):
+        axes.set_title(line.title, fontsize=7 if len(line.title) <= _LONG else 6, loc="left", color=_STAND_IN["--ink"])
+        places = [place for place, version in enumerate(versions) if version in line.values]
+        runs: list[list[int]] = []
+        for place in places:
+            if not runs or versions[place] in line.breaks:
+                runs.append([])
+            runs[-1].append(place)
+        for run in runs:
+            values = [line.values[versions[place]] for place in run]
+            axes.plot(run, values, "o-", color=_STAND_IN["--series-1"], markersize=3, linewidth=1)
+        known = [value for value in line.values.values() if math.isfinite(value)]
+        middle = known[0] if known else 1.0
+        axes.set_ylim(min(0.8 * middle, *known, middle), max(1.25 * middle, *known, middle))
+        axes.set_xlim(-0.3, len(versions) - 0.7)
+        axes.set_xticks(range(len(versions)), versions)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.locator_params(axis="y", nbins=3)
+        axes.grid(visible=True, axis="y", linewidth=0.5)
+    for axes in every[len(lines) :]:
+        axes.set_axis_off()
+    return figure
 
 
 @dataclass(frozen=True)
@@ -100,8 +146,7 @@ def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_lab
     """
     from matplotlib.figure import Figure
 
-    if path.suffix not in {".png", ".svg"}:
-        raise UserError(f"a plot is a .png or .svg file, not '{path}'")
+    _check_suffix(path)
     counts = [len(bars) for bars in panels.values()]
     figure = Figure(figsize=(7.5, 1.0 + 0.22 * sum(counts) + 0.6 * len(counts)), layout="constrained")
     every = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
@@ -123,6 +168,29 @@ def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_lab
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
 
+def _settings(title: str) -> dict[Any, Any]:
+    """For an SVG whose colours the page decides, the same bytes for the same title and data."""
+    return {  # Any: matplotlib's stubs spell out 300 literal keys
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": _STAND_IN["--ink"],
+        "axes.labelcolor": _STAND_IN["--ink"],
+        "axes.edgecolor": _STAND_IN["--line"],
+        "xtick.color": _STAND_IN["--ink"],
+        "ytick.color": _STAND_IN["--ink"],
+        "grid.color": _STAND_IN["--line"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in {".png", ".svg"}:
+        raise UserError(f"a plot is a .png or .svg file, not '{path}'")
+
+
 def _draw(axes: Axes, points: Sequence[Point]) -> None:
     finite = [point.ratio for point in points if math.isfinite(point.ratio) and point.ratio > 0]
     low = max(_LOWEST, 10.0 ** math.floor(math.log10(min(finite, default=0.1))))
@@ -132,7 +200,7 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
     axes.grid(visible=True, linewidth=0.5)
     axes.axhline(1, color=_STAND_IN["--ink"], linewidth=1, linestyle=(0, (4, 3)))
     groups: dict[tuple[str, str, bool], list[Point]] = {}
-    for point in points:
+    for point in _apart_enough(points, low, high):
         groups.setdefault((*SERIES.get(point.dtype, ("s", "--series-3")), point.passed), []).append(point)
     for (marker, colour, passed), group in sorted(groups.items(), key=lambda item: not item[0][2]):
         axes.plot(
@@ -147,6 +215,15 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
             clip_on=False,
         )
     _label(axes, sorted({point.x for point in points}))
+
+
+def _apart_enough(points: Sequence[Point], low: float, high: float) -> list[Point]:
+    """One of those points that would cover each other: thousands of cases are drawn as fast as hundreds."""
+    seen = {}
+    for point in points:
+        height = round(_ROWS * math.log(_inside(point.ratio, low, high)))
+        seen[round(_ROWS * math.log(point.x)), height, point.dtype, point.passed] = point
+    return list(seen.values())
 
 
 def _inside(ratio: float, low: float, high: float) -> float:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
+import shlex
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 from mxharness import baseline, drift, environment, plot, report
 from mxharness.coverage import Coverage
 from mxharness.device import toolchain
 from mxharness.fuzz import FuzzRow
 from mxharness.op import Case, Gate, Outcome
 from mxharness.record import Failure, OtherTests, RunRecord, Skip
+from mxharness.report import checks, operators, trend
 
 HOSTILE = "<script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>\" ' & {{ 7 * 7 }}"
 
@@ -126,7 +131,10 @@ def test_the_first_words_are_the_verdict_with_its_coverage(record: RunRecord, wo
     page = Page(report.render(record))
     assert page.lines[0] == word
     good = sum(one.passed for one in record.outcomes)
-    assert f"{good} of {len(record.outcomes)} checks right on host" in page.lines[1]
+    ops = len({one.op for one in record.outcomes})
+    assert page.lines[1] == (
+        f"{good} of {len(record.outcomes)} checks right on host, {ops} operators; compared with no baseline"
+    )
     assert page.open == []
 
 
@@ -139,9 +147,12 @@ def test_a_moved_baseline_turns_the_report_to_fail(tmp_path: Path) -> None:
     )
     page = Page(report.render(moved, drift.compare("main", moved, root=tmp_path)))
     assert page.lines[0] == "FAIL:"
-    assert page.lines[1].startswith("moved from baseline host/main; 3 of 3 checks right")
+    assert page.lines[1].startswith(
+        "3 of 3 checks right on host, 2 operators; baseline host/main, 3 days old: 1 drifted"
+    )
+    assert page.lines[2] == "moved from baseline host/main: 1 drifted, 3 same"
     text = " ".join(page.lines)
-    assert "blessed 2026-11-21T22:40:00Z, 3 days before this run" in text
+    assert "host/main, blessed 2026-11-21T22:40:00Z, 3 days old" in text
     assert "other bits (0000000000000000 -> ffffffffffffffff), ratio 0.3 -> 0.4" in text
     assert "mxharness baseline create main --replace" in text
     assert Page(report.render(GOOD, drift.compare("main", GOOD, root=tmp_path))).lines[0] == "PASS:"
@@ -160,7 +171,8 @@ def test_nothing_is_fetched_and_no_message_becomes_markup() -> None:
     )
     text = report.render(failing)
     page = Page(text)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2, "the script, and the table's data"
+    assert text.count("</script>") == 2
     assert "img" not in page.tags
     assert "iframe" not in page.tags
     addresses = [value for _, name, value in page.attributes if name in {"src", "href", "xlink:href", "action", "data"}]
@@ -168,7 +180,11 @@ def test_nothing_is_fetched_and_no_message_becomes_markup() -> None:
     assert all(address.startswith("#") or address == "data:," for address in addresses)
     assert not re.search(r"@import|url\((?!#)", text)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
-    assert "http://example.org" not in re.sub(r"&lt;img.*?&gt;", "", text)
+    assert not [
+        value
+        for _, name, value in page.attributes
+        if "example.org" in value and name not in {"href", "id", "aria-label"}
+    ]
     assert "{{ 7 * 7 }}" in " ".join(page.words)
     assert HOSTILE in page.words
 
@@ -185,22 +201,23 @@ def test_everything_a_reader_needs_is_there() -> None:
         "5e-3 allowed",
         "173c87a5",
         "swap",
-        "0 of 1 caught",
+        "Not caught: 1 of 1",
         "kernels/gemm.cu",
         "mxharness run --device host",
         "nan",
         "inf",
     ):
         assert part in text
-    page = Page(report.render(BAD))
-    failures = [line for line in page.lines if line in {one.message for one in BAD.outcomes if one.message}]
-    assert failures == [HOSTILE, "3 codes differ", "51x the bound"], "NaN first, then by how far past the gate"
+    lines = Page(report.render(BAD)).lines
+    failures = lines[lines.index("What failed", 30) : lines.index("Every check", lines.index("What failed", 30))]
+    said = [line for line in failures if line in {one.message for one in BAD.outcomes if one.message}]
+    assert said == [HOSTILE, "3 codes differ", "51x the bound"], "NaN first, then by how far past the gate"
 
 
 def test_a_run_without_anything_still_makes_a_page() -> None:
     page = Page(report.render(replace(run(), perplexity=(), skipped=())))
     assert page.lines[0] == "FAIL:"
-    assert "no check executed" in page.lines[1]
+    assert page.lines[2].startswith("no check executed")
     assert "Nothing was skipped." in page.lines
 
 
@@ -216,40 +233,169 @@ def test_random_cases_the_manifest_the_faults_time_and_known_failures_are_shown(
     for line in (
         "1,039 random cases right, smallest margin 0.25 of the bound (gemm)",
         "7 tests demanded (0123456789abcdef): nothing vanished, nothing is new; 3 selected, 2 of them ran",
-        "2 of 2 caught, in 4 s of one processor",
+        "Caught: 2 of 2, in 4 s of one processor",
         "1 failed as the ledger says",
         HOSTILE,
     ):
         assert line in page.lines
     assert page.lines[0] == "FAIL:"
-    assert page.lines[1].startswith("1 of 3 selected tests did not run, as c; ")
+    assert page.lines[2] == "1 of 3 selected tests did not run, as c"
     gemm = page.lines.index("gemm", page.lines.index("of them on bits"))
     assert page.lines[gemm : gemm + 8] == ["gemm", "999", "1,000", "1", "2,500", "700", "0.25", "5"]
     assert {"#random", "#known"} <= {value for tag, name, value in page.attributes if name == "href"}
 
 
-def test_failures_past_the_limit_are_counted() -> None:
-    many = run(*(outcome(seed, message="wrong", ratio=2.0) for seed in range(53)))
+def test_failures_past_the_limit_are_counted_and_all_are_in_the_table() -> None:
+    many = run(*(outcome(seed, message="wrong", ratio=2.0) for seed in range(53)), outcome(60))
     text = report.render(many)
-    assert text.count('<article class="failure">') == 50
+    assert text.count('<article class="failure"') == 50
     assert "3 more failed" in text
-    assert text.count("<tr data-failed>") == 53
+    found = data(text)
+    assert found["bad"] == list(range(53)), "the failed ones stand first"
+    assert len(found["anchors"]) == 54
+    without_script = text[text.index("<noscript>") :]
+    assert without_script.count("<td>FAIL</td>") == 53
 
 
-def test_where_many_failed_the_smallest_of_each_operator_stands_on_top() -> None:
+def test_the_smallest_of_each_operator_stands_above_everything_else() -> None:
     small = replace(outcome(9, message="small", ratio=2.0), elements=3)
     many = [outcome(seed, message="wrong", ratio=9.0) for seed in range(6)]
-    page = Page(report.render(run(*many, small, outcome(8, op="attention", message="other", ratio=2.0))))
-    started = [line for line in page.lines if line.startswith("Start here")]
-    assert started == [
-        f"Start here, the smallest of gemm: {small.case}",
-        f"Start here, the smallest of attention: {outcome(8, op='attention').case}",
+    lines = Page(report.render(run(*many, small, outcome(8, op="attention", message="other", ratio=2.0)))).lines
+    start = lines[lines.index("Start here") : lines.index("What failed")]
+    assert [line for line in start if line.startswith("smallest of ")] == [
+        "smallest of gemm, gate bound",
+        "smallest of attention, gate bound",
     ]
+    assert small.case in start
+    assert "small" in start
+
+
+def test_a_message_is_taken_apart_and_nothing_of_it_is_lost() -> None:
+    text = (
+        "gemm 1x2: 3 of 9 elements of y past the bound (stages; each rounded once); worst [0, 1]: got 1, should be 2; "
+        "pattern: last K block; paste into gemm.CASES: Case(\"gemm\", (1, 2)); mxharness replay 'a b'/x"
+    )
+    assert checks.message(text) == checks.Message(
+        what="gemm 1x2: 3 of 9 elements of y past the bound (stages; each rounded once)",
+        worst="[0, 1]: got 1, should be 2",
+        pattern="last K block",
+        rest=('paste into gemm.CASES: Case("gemm", (1, 2))',),
+        replay="mxharness replay 'a b'/x",
+    )
+    lines = Page(report.render(run(outcome(0, message=text)))).lines
+    assert lines[lines.index("Judge again") + 1] == "mxharness replay 'a b'/x"
+    assert checks.message("").what == "no message"
+
+
+def test_the_command_of_a_check_selects_it_and_no_other() -> None:
+    one = replace(outcome(0), case="apply_rope-3x4-bf16-rope=half-s0", op="apply_rope")
+    command = checks.repeat(one)
+    assert command == (
+        "mxharness run --device host --no-perplexity --op apply_rope -k '[apply_rope-3x4-bf16-rope and half-s0-bound]'"
+    )
+    chosen = Expression.compile(shlex.split(command)[-1])
+    ids = [f"test_accuracy[apply_rope-3x4-bf16-rope=half-s{tail}]" for tail in ("0-bound", "0-predicted", "10-bound")]
+    assert [chosen.evaluate(lambda word, id_=id_: word in id_) for id_ in ids] == [True, False, False]
+    assert "--device cuda " in checks.repeat(replace(one, device="sm_90"))
+
+
+def data(text: str) -> dict[str, Any]:
+    """The first long table of a page."""
+    found = re.search(r'<script type="application/json" data-table="[\w-]+">(.*?)</script>', text, re.DOTALL)
+    assert found
+    table: dict[str, Any] = json.loads(found[1])
+    return table
+
+
+def test_the_table_of_every_check_holds_all_numbers_as_data() -> None:
+    found = data(report.render(BAD))
+    columns = {column["title"]: column for column in found["columns"]}
+    assert {len(column["values"]) for column in columns.values()} == {len(BAD.outcomes)}
+    assert columns["error / bound"]["values"] == [51.0, "nan", "inf", 0.3]
+    assert columns["verdict"]["words"] == ["FAIL", "pass"]
+    assert [columns["operator"]["words"][at] for at in columns["operator"]["values"]] == [
+        "gemm",
+        "gemm",
+        "dequant",
+        "gemm",
+    ]
+    assert found["details"]["2"] == [["3 codes differ"], [checks.repeat(BAD.outcomes[2])]]
+    assert found["anchors"][0] == "gemm-3x33x64-bf16-normal-s0:bound"
+
+
+def test_suites_are_counted_by_file() -> None:
+    ids = (
+        "suites/test_a.py::test_x",
+        "suites/test_a.py::test_y",
+        f"suites/test_accuracy.py::t[{BAD.outcomes[0].case}-bound]",
+    )
+    record = replace(
+        BAD,
+        coverage=Coverage("0", 3, selected=ids, missing=ids[:1]),
+        tests=OtherTests(0, 1, 0, (Failure(ids[1], "no"),)),
+    )
+    assert operators.suites(record) == [
+        operators.Suite("test_a.py", 2, 1, 1),
+        operators.Suite("test_accuracy.py", 1, 1, 1),
+    ]
+
+
+def test_sensitivity_is_a_section_only_where_it_was_measured() -> None:
+    loss = {"group": "roles", "format": "MXFP4", "same_word": 0.9}
+    measured = [
+        {**loss, "name": name, "kl": {"mean": mean, "lower": -1.0, "upper": 2 * mean}}
+        for name, mean in (("cheap", 0.01), ("dear", 0.5))
+    ]
+    found = {"model": "m", "text": "t", "windows": 2, "losses": [*measured, {**loss, "name": "unread", "kl": None}]}
+    lines = Page(report.render(GOOD, sensitivity=found)).lines
+    part = lines[lines.index("Sensitivity of roles and layers") :]
+    assert part.index("dear") < part.index("cheap")
+    assert part[part.index("dear") + 2 :][:4] == ["0.5", "0", "1", "90.0 %"]
+    assert "unread" not in part
+    assert "Sensitivity" not in Page(report.render(GOOD)).lines
+
+
+def test_the_baselines_of_a_device_class_are_drawn_over_versions(tmp_path: Path) -> None:
+    first = replace(GOOD, started="2026-11-01T00:00:00Z")
+    baseline.create("v1", first, root=tmp_path)
+    assert trend.of("host", tmp_path) is None, "one version shows no movement"
+    moved = (replace(GOOD.outcomes[0], digest="f" * 16, ratio=0.9), *GOOD.outcomes[1:])
+    baseline.create("v2", replace(first, started="2026-11-02T00:00:00Z", outcomes=moved), root=tmp_path)
+    baseline.create("v3", replace(first, started="2026-11-03T00:00:00Z", outcomes=moved), root=tmp_path)
+    found = trend.of("host", tmp_path)
+    assert found is not None
+    assert [name for name, _, _ in found.versions] == ["v1", "v2", "v3"]
+    assert {(note.key, note.quantity) for note in found.notes} >= {
+        (f"{GOOD.outcomes[0].case} bound", "bits"),
+        (f"{GOOD.outcomes[0].case} bound", "ratio"),
+    }
+    assert next(note.what for note in found.notes if note.quantity == "bits") == "other bits at v2"
+    assert "3 panels over v1, v2, v3" in found.drawing
+    lines = Page(report.render(GOOD, history=found)).lines
+    assert "other bits at v2" in lines
+    assert "Over versions" in lines
+    assert trend.of("sm_90", tmp_path) is None
+
+
+def test_a_line_is_not_drawn_over_a_break() -> None:
+    values = {"v1": 1.0, "v2": 1.1, "v3": 0.9}
+    whole, broken = (
+        plot.lines_svg("t", list(values), [plot.Line("gemm", values, frozenset(breaks))]) for breaks in ((), ("v2",))
+    )
+    assert _strokes(whole) == [3]
+    assert _strokes(broken) == [1, 2]
+    assert re.findall(r"<text[^>]*>gemm</text>", whole)
+
+
+def _strokes(svg: str) -> list[int]:
+    """Points of every data line."""
+    paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--series-1\)[^>]*>', svg)
+    return [len(re.findall("[ML]", path)) for path in paths if "C" not in path]
 
 
 def test_every_table_has_a_caption_every_column_a_scope_and_every_id_is_its_own() -> None:
     page = Page(report.render(run(*BAD.outcomes, outcome(5, op="attention"))))
-    assert page.tags.count("table") == page.tags.count("caption") > 3
+    assert page.tags.count("table") == page.tags.count("caption") >= 3
     scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
     assert len(scopes) == page.tags.count("th")
     headings = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
@@ -262,9 +408,15 @@ def test_every_table_has_a_caption_every_column_a_scope_and_every_id_is_its_own(
     assert len(ids) == len(set(ids))
 
 
-def test_writing_is_whole(tmp_path: Path) -> None:
-    report.write(GOOD, tmp_path / "out" / "report.html")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+def test_all_files_are_written_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    report.write(GOOD, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "run.csv",
+        "summary.md",
+    ]
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
@@ -310,10 +462,9 @@ def test_operators_stand_by_kernel_file_in_their_own_order_however_they_ended() 
     sources = {"quantize": "quantize.cu", "gemm": "gemm.cu", "gemm_bias": "gemm.cu"}
     page = Page(report.render(replace(run(*outcomes), sources=sources)))
     lines = page.lines[page.lines.index("By operator", 20) :]
-    assert [line for line in lines if line in (*names, "quantize.cu", "gemm.cu")][:9] == [
-        *("quantize.cu", "gemm.cu"),  # the contents
-        *("quantize.cu", "quantize", "quantize"),  # heading, row, plot
-        *("gemm.cu", "gemm", "gemm_bias", "gemm"),
+    assert [line for line in lines if line in (*names, "quantize.cu", "gemm.cu")][:10] == [
+        *("quantize.cu", "quantize", "gemm.cu", "gemm", "gemm_bias"),  # the table
+        *("quantize.cu", "quantize", "gemm.cu", "gemm", "gemm_bias"),  # the plots
     ]
     assert lines[lines.index("gemm") :][:9].count("3") == 1
 

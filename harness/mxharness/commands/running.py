@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mxharness.record import RunRecord, Skip
 
 RECORD = "run.json"
-REPORT = "report.html"
 FAILURES = "failures"
 DIARY = "running.txt"
 """Beside the suites' record while they run: the test that began last."""
@@ -143,12 +142,10 @@ def require_baseline(name: str, root: Root = None) -> Callable[[str], None]:
 
 
 def write_report(found: RunRecord, out: Path, comparison: Comparison | None = None) -> Path:
-    """Write report.html into `out` and return its path."""
+    """Write report.html and what goes beside it into `out` and return the page's path."""
     from mxharness import report
 
-    path = out / REPORT
-    report.write(found, path, comparison)
-    return path
+    return report.write(found, out, comparison)
 
 
 def pytest_arguments(request: Request, device: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -25,6 +26,7 @@ def test_of_many_who_want_a_file_one_builds_it(cache):
 
     def build(out):
         built.append(out)
+        time.sleep(0.2)  # the others come meanwhile
         out.write_text("once")
 
     def ask(_):

@@ -57,6 +57,7 @@ __all__ = (
     "of",
     "perplexity_entries",
     "perplexity_key",
+    "places",
     "refuse_taken",
     "remove",
     "roots",
@@ -152,7 +153,7 @@ def digests(device_class: str, name: str, root: Root = None) -> dict[str, str]:
 def list_baselines(root: Root = None) -> list[Summary]:
     """Every baseline that exists, by device class and name. Raises UserError where one is damaged."""
     found = []
-    for (device_class, name), base in sorted(_places(root).items()):
+    for (device_class, name), base in sorted(places(root).items()):
         loaded = load(device_class, name, base)
         operators = tuple(sorted({str(entry["op"]) for entry in loaded.checks.values()}))
         path = open_store(base).place(device_class, name)
@@ -163,7 +164,7 @@ def list_baselines(root: Root = None) -> list[Summary]:
 def list_readable(device_class: str, root: Root = None) -> list[Baseline]:
     """Every baseline of a device class that can be read, in no order: a damaged one must not keep its own successor."""
     found = []
-    for (held, name), base in _places(root).items():
+    for (held, name), base in places(root).items():
         if held == device_class:
             with suppress(UserError):
                 found.append(load(held, name, base))
@@ -178,7 +179,7 @@ def roots() -> tuple[Path | str, ...]:
     return tuple(dict.fromkeys((os.environ.get(ADDRESS) or paths.writable_baselines(), paths.baselines())))
 
 
-def _places(root: Root) -> dict[tuple[str, str], Path | str]:
+def places(root: Root) -> dict[tuple[str, str], Path | str]:
     """(device class, name) of every baseline and the root it is in, the first one where two have the same name."""
     found: dict[tuple[str, str], Path | str] = {}
     for base in (root,) if root else roots():
@@ -188,7 +189,7 @@ def _places(root: Root) -> dict[tuple[str, str], Path | str]:
 
 
 def _missing(device_class: str, name: str, root: Root) -> str:
-    there = ["/".join(pair) for pair in sorted(_places(root))]
+    there = ["/".join(pair) for pair in sorted(places(root))]
     known = f"there are {', '.join(there)}" if there else "there is none yet"
     return f"no baseline {device_class}/{name}; {known}; `mxharness baseline create {name}` makes one"
 

@@ -104,11 +104,8 @@ class Growth:
 
 def history(device_class: str, root: Root = None) -> tuple[Version, ...]:
     """Every baseline of a device class, oldest first. root: as in baseline.load. Raises UserError as it does."""
-    found = [
-        baseline.load(device_class, entry.name, entry.root)
-        for entry in baseline.list_baselines(root)
-        if entry.device_class == device_class
-    ]
+    there = baseline.places(root).items()
+    found = [baseline.load(device_class, name, base) for (held, name), base in there if held == device_class]
     return tuple(sorted(found, key=lambda version: (version.created, version.name)))
 
 

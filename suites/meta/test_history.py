@@ -339,6 +339,15 @@ def test_the_versions_that_came_with_this_one_tell_a_history() -> None:
     assert not [one.key for one in every if history.growth(one).exceeded]
 
 
+def test_a_damaged_version_is_named_and_another_class_is_not_read(tmp_path: Path) -> None:
+    baseline.create("v0", run(1), root=tmp_path)
+    folder = baseline.create("v0", run(1, device_class="sm_90"), root=tmp_path)
+    (Path(folder) / "gemm.json").write_text('{"api_version": 7}')
+    assert [version.name for version in history.history("host", tmp_path)] == ["v0"]
+    with pytest.raises(UserError, match=r"sm_90/v0/gemm.json has api_version 7 and this mxharness reads up to 1"):
+        history.history("sm_90", tmp_path)
+
+
 # The commands
 
 

@@ -24,6 +24,7 @@
     box.append(button);
   };
   document.querySelectorAll(".command").forEach(dress);
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
 
   const shown = (value) => {
     if (typeof value !== "number") return String(value);
@@ -187,7 +188,7 @@
     reveal(anchor) {
       const row = this.byAnchor.get(anchor);
       if (row === undefined) return false;
-      this.search.value = "";
+      this.search.value = this.value(this.columns.findIndex((column) => column.kind === "name"), row);  // few rows to draw
       this.only.checked = false;
       this.choices.forEach(([, select]) => { select.value = ""; });
       this.filter();

@@ -195,7 +195,6 @@ def _table(record: RunRecord) -> Table:
         columns=(
             Column("verdict", "mark", ["pass" if one else "FAIL" for one in right]),
             Column("case", "name", [outcome.case for outcome in outcomes]),
-            Column("operator", "text", [outcome.op for outcome in outcomes], chosen=True),
             Column("gate", "text", [outcome.gate for outcome in outcomes], chosen=True),
             Column("error / bound", "number", [outcome.ratio for outcome in outcomes]),
             Column("elements", "number", [outcome.elements for outcome in outcomes]),
@@ -204,13 +203,14 @@ def _table(record: RunRecord) -> Table:
             Column("Inf", "number", [outcome.inf for outcome in outcomes]),
             Column("max ulp", "number", [outcome.max_ulp for outcome in outcomes]),
             Column("NMSE", "number", [outcome.nmse for outcome in outcomes]),
+            Column("operator", "text", [outcome.op for outcome in outcomes], chosen=True),
             Column("digest", "bits", [outcome.digest for outcome in outcomes]),
         ),
         anchors=[checks.anchor(outcome.case, outcome.gate) for outcome in outcomes],
         bad=[not one for one in right],
         details=details,
         repeat=f"{checks.narrowed(record.device_class, '{0}')} -k '{{1}}'" if outcomes else "",
-        repeated=(2, 1, 3),
+        repeated=(10, 1, 2),
     )
 
 

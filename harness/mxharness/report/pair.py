@@ -221,11 +221,11 @@ def _table(pair: Pair) -> Table:
         columns=(
             Column("change", "text", [one.status for one in changes], chosen=True),
             Column("case", "name", [one.case for one in changes]),
-            Column("operator", "text", [one.op for one in changes], chosen=True),
             Column("gate", "text", [one.gate for one in changes], chosen=True),
             Column(f"error / bound in {pair.names[0]}", "number", [_cell(one.before) for one in changes]),
             Column(f"in {pair.names[1]}", "number", [_cell(one.after) for one in changes]),
             Column("factor", "number", factors),
+            Column("operator", "text", [one.op for one in changes], chosen=True),
             Column(f"digest in {pair.names[0]}", "bits", [one.digests[0] for one in changes]),
             Column(f"in {pair.names[1]}", "bits", [one.digests[1] for one in changes]),
         ),

@@ -242,6 +242,14 @@ def test_a_comparison_fails_on_growth_until_it_is_accepted(tmp_path: Path) -> No
     assert drift.compare("v3", run(5, 1.08**3, outcomes=fourth.outcomes), root=tmp_path).passed
 
 
+def test_what_came_since_the_baseline_alone_is_told_once(tmp_path: Path) -> None:
+    baseline.create("v0", run(1), root=tmp_path)
+    found = drift.compare("v0", run(2, 1.5), root=tmp_path)
+    assert {change.key for change in found.changes if change.status != "same"} == {
+        baseline.key(outcome(seed).case, "bound") for seed in range(CASES)
+    }
+
+
 # What moved
 
 
@@ -300,6 +308,20 @@ def test_faults_and_kernels_survive_the_file(tmp_path: Path) -> None:
     assert loaded.faults == {row["name"]: {"caught": True, "detector": row["detector"]} for row in FAULTS}
     assert loaded.perplexity["tiny | prose | windows of 512 | mxfp4 | bf16"]["kl"] == 1.5e-5
     assert replace(loaded, name="this run") == baseline.of(run())
+
+
+def test_a_fault_planted_twice_is_caught_where_both_are() -> None:
+    twice = (FAULTS[0], {**FAULTS[0], "caught": False, "detector": ""}, {**FAULTS[0], "detector": "bound"})
+    assert baseline.of(run(faults=twice)).faults == {"swap": {"caught": False, "detector": "bound, exact"}}
+
+
+def test_a_record_of_before_kernels_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    record.save(run(), path)
+    document = json.loads(path.read_text())
+    del document["kernels"]
+    path.write_text(json.dumps(document))
+    assert record.load(path) == run(kernels={})
 
 
 def test_across_device_classes_the_sentence_says_what_differs(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from mxharness.gate.verdict import Failed, Rules, Window
 from mxharness.model import embedded, reference, toy
 from mxharness.model.checkpoint import values
 from mxharness.protocols import PROTOCOLS, Protocol, Span, select
+from safetensors.numpy import save_file
 
 TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
 SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 40, "0" * 64)
@@ -358,8 +359,18 @@ def test_files_that_are_no_baseline_are_one_sentence(reading, tmp_path):
         stored.save(replace(kept, columns={**kept.columns, name: cut}), path)
         with pytest.raises(UserError, match=f"is damaged: {name} is not of 30 rows"):
             stored.load(path)
+    cut = np.array([[0, 32], [32, 64]])
+    whole = {name: np.ascontiguousarray(column) for name, column in kept.columns.items()}
+    save_file({**whole, "windows": cut}, path, {**kept.fixed, "version": "1"})
+    with pytest.raises(UserError, match="is damaged: windows is not of three columns"):
+        stored.load(path)
     with pytest.raises(UserError, match="no gate baseline 'nothing'; "):
         stored.find("nothing")
+
+
+def test_a_baseline_that_does_not_exist_is_told_before_a_model_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr("mxharness.commands.gate.load", lambda model, source: pytest.fail("a model was loaded"))
+    assert run(capsys, "gate", "--baseline", "nothing", "--device", "host")[0] == 2
 
 
 # The command
@@ -545,8 +556,19 @@ def test_the_command_simulates_from_a_file(capsys, tmp_path):
     assert code == 0
     assert [row["change"] for row in found] == [0.0, 0.0025, 0.005, 0.01, -0.01]
     assert found[0]["ended"] == {"pass": 1.0}
-    path.write_text('{"api_version": 1}')
-    assert run(capsys, "gate", "simulate", str(path))[0] == 2
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [None, {}, {"a": 3}, {"a": {}}, {"a": {"margin": "x", "differences": [1, 2]}}, {"a": {"margin": 0.005}},
+     {"a": {"margin": 0.005, "differences": [1, None]}}, {"a": {"margin": -1, "differences": [1, 2]}},
+     {"a": {"margin": 0.005, "differences": [1, math.nan]}}],
+)  # fmt: skip
+def test_a_file_without_differences_is_one_sentence(tmp_path, candidates):
+    path = tmp_path / "differences.json"
+    path.write_text(json.dumps({"api_version": 1, "candidates": candidates}))
+    with pytest.raises(UserError, match="is no file of differences: candidates, each with a margin and a list"):
+        simulate.read(path)
 
 
 # The embedded model

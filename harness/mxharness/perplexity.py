@@ -163,7 +163,7 @@ def measure(
     nll = np.zeros(sum(sizes), np.float32)
     measured, start = 0, time.perf_counter()
     name = f"{runner.name}, {runner.weights}" if progress and ranks.rank == 0 else ""
-    whole = kept.whole() if kept else None
+    whole = kept.whole(len(nll)) if kept else None
     with likelihood.progress_bar(
         name, [span for i, group in enumerate(groups) if ranks.mine(i) for span in group]
     ) as bar:

@@ -67,9 +67,11 @@ def gate(
     if context.invoked_subcommand:
         return common.PASS
     from mxharness.device import open_device
-    from mxharness.gate import judged
+    from mxharness.gate import judged, stored
     from mxharness.gate.verdict import Failed
 
+    if baseline:
+        stored.find(baseline)  # a wrong name is told before a model is loaded
     opened = open_device(device, fast=fast)
     checkpoint, words = load(model, text)
     try:
@@ -154,18 +156,12 @@ def simulate(differences: Path, *, trials: int, seed: int, as_json: bool) -> int
 
     DIFFERENCES is a JSON file: candidates, each with its margin and its windows' differences of mean NLL.
     """
-    from mxharness.document import read_document
-    from mxharness.gate.simulate import rates
+    from mxharness.gate.simulate import rates, read
 
-    candidates = read_document(differences, "file of differences").get("candidates")
-    if not isinstance(candidates, dict):
-        raise UserError(f"{differences} has no candidates")
     rows = []
-    for name, one in candidates.items():
-        margin = float(one["margin"])
-        for rate in rates(
-            one["differences"], (0.0, margin / 2, margin, 2 * margin, -2 * margin), margin, trials=trials, seed=seed
-        ):
+    for name, (margin, measured) in read(differences).items():
+        changes = (0.0, margin / 2, margin, 2 * margin, -2 * margin)
+        for rate in rates(measured, changes, margin, trials=trials, seed=seed):
             rows.append({"candidate": name, "margin": margin, **asdict(rate)})
     if as_json:
         common.print_json({"trials": trials, "seed": seed, "rates": rows})

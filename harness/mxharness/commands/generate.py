@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", default="embedded", show_default=True, help="A model's name, file or folder.")
+@common.model_option
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="New tokens at most.")
 @click.option(
     "--temperature",

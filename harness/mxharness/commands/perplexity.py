@@ -178,10 +178,11 @@ def original_of(model: str) -> Checkpoint | None:
 def require_model(model: str) -> None:
     """Raise UserError where `model` is neither a name that `fetch` knows nor a model that is there."""
     from mxharness import fetch as fetching
+    from mxharness.model import embedded
     from mxharness.model.load import find
 
     if model not in fetching.ARTEFACTS and not find(model).exists():
-        raise UserError(f"no model file {model}; `mxharness fetch smollm2` gets one")
+        raise UserError(f"no model file {model}; by name there are {', '.join((*embedded.NAMES, *fetching.ARTEFACTS))}")
 
 
 def load(model: str, source: str) -> tuple[Checkpoint, Text]:

@@ -11,9 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from mxharness.document import read_document
 from mxharness.errors import UserError
 from mxharness.gate.sequence import stages
 from mxharness.gate.statistics import clustered
@@ -37,6 +39,24 @@ class Rates:
     """After doubling; what is inconclusive then does not pass."""
     windows: float
     """Read on average."""
+
+
+def read(path: Path) -> dict[str, tuple[float, list[float]]]:
+    """Of each candidate in a JSON file its margin, relative, and its windows' differences of mean NLL, nats.
+
+    Raises UserError for a file that is missing, damaged or without them.
+    """
+    candidates = read_document(path, "file of differences").get("candidates", {})
+    try:
+        found = {
+            str(name): (float(one["margin"]), [float(value) for value in one["differences"]])
+            for name, one in candidates.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = {}
+    if not found or not all(margin > 0 and np.isfinite([margin, *values]).all() for margin, values in found.values()):
+        raise UserError(f"{path} is no file of differences: candidates, each with a margin and a list of differences")
+    return found
 
 
 def rates(

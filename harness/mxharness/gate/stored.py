@@ -173,7 +173,10 @@ def load(path: Path) -> Statistics:
         raise UserError(f"{path} is no gate baseline: {error}") from error
     if fixed.pop("version", None) != VERSION:
         raise UserError(f"{path} is a gate baseline of another version; `mxharness gate create` makes it anew")
-    spans = tuple(Span(*map(int, row)) for row in columns.pop("windows"))
+    windows = columns.pop("windows")
+    if windows.ndim != 2 or windows.shape[1] != 3:
+        raise UserError(f"{path} is damaged: windows is not of three columns")
+    spans = tuple(Span(*map(int, row)) for row in windows)
     scored = sum(span.stop - span.first for span in spans)
     bad = [name for name, column in columns.items() if len(column) != scored]
     bad += [name for name in ("top", "drawn") if columns[name].shape != columns[f"{name}_log"].shape]

@@ -38,17 +38,7 @@ class Kept:
 
     def batch(self, number: int, scored: int) -> Floats | None:
         """The likelihoods (scored,) of one batch, None where they are not there or cannot be read."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path = self._path(number)
-        if not path.is_file():
-            return None
-        try:
-            found: Floats | None = load_file(path).get("nll")
-        except SafetensorError:
-            return None
-        return found if found is not None and found.shape == (scored,) and found.dtype == np.float32 else None
+        return _likelihoods(self._path(number), scored)
 
     def keep(self, number: int, nll: Floats) -> None:
         """Write one batch."""
@@ -68,12 +58,9 @@ class Kept:
             self._path(number).unlink(missing_ok=True)
         return path
 
-    def whole(self) -> Floats | None:
-        """All likelihoods, where the measurement is complete."""
-        from safetensors.numpy import load_file
-
-        path = self.folder / _WHOLE
-        return load_file(path)["nll"] if path.is_file() else None
+    def whole(self, scored: int) -> Floats | None:
+        """All likelihoods (scored,), where the measurement is complete and they can be read."""
+        return _likelihoods(self.folder / _WHOLE, scored)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
@@ -97,3 +84,16 @@ def open_kept(folder: Path, identity: Mapping[str, object], *, resume: bool) -> 
     else:
         write_atomically(path, json.dumps({"api_version": 1, **identity}, indent=1) + "\n")
     return Kept(folder)
+
+
+def _likelihoods(path: Path, scored: int) -> Floats | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        found: Floats | None = load_file(path).get("nll")
+    except SafetensorError:
+        return None
+    return found if found is not None and found.shape == (scored,) and found.dtype == np.float32 else None

@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config):
         if gpu := config.workerinput.get("gpu"):  # type: ignore[attr-defined]  # xdist adds it
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything has started CUDA in this process
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch in the processes that tests start
         import torch
 
         torch.set_num_threads(1)  # the workers share the cores

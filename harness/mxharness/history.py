@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from mxharness import baseline
 from mxharness.baseline import Baseline, Entry, Root
+from mxharness.changes import NATS
 
 Version = Baseline
 """A baseline, seen as one of a line: `name`, `created`, `environment["commit"]`, `checks`, `perplexity`."""
@@ -32,8 +33,6 @@ CASE_BUDGET = 4.0
 OPERATOR_BUDGET = 1.25
 """So may an operator's, the geometric mean over its cases: a third of a bit that all lose together; or what chance may
 do to a mean of few cases, where that is more."""
-NATS = 1e-3
-"""What one version may move log perplexity by and pass as the same."""
 PERPLEXITY_BUDGET = math.exp(3 * NATS)
 """Three moves in one direction that each passed as none."""
 

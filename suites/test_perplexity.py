@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mxharness import agreement, fetch, perplexity, text
+from mxharness import agreement, cli, fetch, perplexity, text
 from mxharness.commands import model_row
+from mxharness.commands.common import DEFAULT_MODEL
+from mxharness.commands.perplexity import require_model
 from mxharness.device import Device, open_device
 from mxharness.errors import UserError
 from mxharness.gate import compared, defects
@@ -279,6 +281,27 @@ def test_wikitext_has_303415_tokens(smollm2: Checkpoint) -> None:
     assert hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest() == (
         "18e663b61dd00f49796c8a6ae498b7dbe009cac4a2eaf3c67fa7d81baf47d945"
     )
+
+
+def test_commands_take_the_same_model_where_none_is_named() -> None:
+    defaults = {
+        name: parameter.default
+        for name, command in cli.commands.commands.items()
+        for parameter in command.params
+        if parameter.name == "model"
+    }
+    assert {"perplexity", "gate", "generate", "run"} <= set(defaults)
+    assert set(defaults.values()) == {DEFAULT_MODEL}
+
+
+def test_a_model_that_is_not_there_names_those_that_are() -> None:
+    for name, message in (
+        ("none.gguf", "no model file none.gguf; by name there are"),
+        ("none", "no model 'none'; there"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            require_model(name)
+        assert all(model in str(caught.value) for model in ("embedded", "embedded-original", "smollm2"))
 
 
 # Kept on disk, and shared by processes

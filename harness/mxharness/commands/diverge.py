@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", default="embedded", show_default=True, help="A model that `fetch` knows, or a file or folder.")
+@common.model_option
 @click.option("--text", default="default", show_default=True, help='As for `perplexity`: "default" is embedded.')
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="The text's first tokens to run over."

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True)
-@click.option("--model", default="embedded", show_default=True, help="A model's name, file or folder.")
+@common.model_option
 @click.option(
     "--include",
     type=click.Path(path_type=Path, exists=True, file_okay=False),

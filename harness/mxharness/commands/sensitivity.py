@@ -26,7 +26,7 @@ _TITLES: dict[Group, str] = {
 
 
 @click.command()
-@click.option("--model", default="embedded", show_default=True, help="A model that `fetch` knows, or a file or folder.")
+@common.model_option
 @click.option(
     "--text",
     default="auto",

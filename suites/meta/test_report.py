@@ -138,6 +138,14 @@ def test_the_first_words_are_the_verdict_with_its_coverage(record: RunRecord, wo
     assert page.open == []
 
 
+def test_wrong_results_stand_before_what_did_not_run() -> None:
+    page = Page(report.render(replace(BAD, coverage=Coverage("0", 7, selected=("a", "b"), missing=("b",)))))
+    assert page.lines[2:4] == [
+        "3 checks failed: dequant 1, gemm 2",
+        "1 of 2 selected tests did not run, as b",
+    ]
+
+
 def test_a_moved_baseline_turns_the_report_to_fail(tmp_path: Path) -> None:
     baseline.create("main", GOOD, root=tmp_path)
     moved = replace(

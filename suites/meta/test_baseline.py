@@ -358,6 +358,8 @@ def test_what_moved_is_told_apart(tmp_path: Path, changes: dict[str, object], st
     assert found.passed == (status in {"same", "better"})
     change = next(change for change in found.changes if change.key == key)
     assert bool(change.message) == (status != "same")
+    assert ("other bits" in change.message) == ("digest" in changes)
+    assert ("(99 -> 98 elements)" in change.message) == ("elements" in changes)
 
 
 def test_a_changed_tolerance_is_a_line_of_its_own_whatever_the_verdicts(tmp_path: Path) -> None:

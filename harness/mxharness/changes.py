@@ -176,10 +176,10 @@ def _check_status(before: Entry, after: Entry, *, cross: bool) -> tuple[Status, 
         if cross or not moved:
             return "same", ""
         return "drifted", f"the same bits, judged otherwise (reference or tolerance changed): {numbers}"
+    what = f"other bits ({before['digest']} -> {after['digest']})"
     if before["digest"] == after["digest"]:
-        count = f"{before['elements']} -> {after['elements']} elements"
-        return ("failed" if cross else "drifted"), f"the same outputs, another part of them judged ({count}): {numbers}"
-    bits = f"other bits ({before['digest']} -> {after['digest']}), {numbers}"
+        what = f"the same outputs, another part of them judged ({before['elements']} -> {after['elements']} elements)"
+    bits = f"{what}, {numbers}"
     if cross:
         return "failed", f"{bits}; two device classes must agree bit for bit"
     if moved and all(_number(after, name) <= _number(before, name) for name in known):

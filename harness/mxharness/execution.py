@@ -19,7 +19,6 @@ from mxharness.device import Device
 from mxharness.device.cuda import CudaDevice
 from mxharness.device.guard import GUARD, Placement, allocate
 from mxharness.device.host import HostDevice
-from mxharness.device.source import Sources
 from mxharness.elsewhere import execute_elsewhere
 from mxharness.errors import Hung, KernelFailure, OutOfBounds
 from mxharness.op import Case, Op, Tensors
@@ -74,34 +73,14 @@ class Fenced:
     _regions: list[_Region] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.name = self.device.name
+        self.device_class = self.device.device_class
+        self.arithmetic = self.device.arithmetic
+        self.sources = self.device.sources
+        self.torch_device = self.device.torch_device
         self._host = self.device.configured(poison=True) if isinstance(self.device, HostDevice) else None
         if self._host and self._host.settings.checks:
             weakref.finalize(self, _unwatch, self._host, self._regions)
-
-    @property
-    def name(self) -> str:
-        """As the device's."""
-        return self.device.name
-
-    @property
-    def device_class(self) -> str:
-        """As the device's."""
-        return self.device.device_class
-
-    @property
-    def arithmetic(self) -> str:
-        """As the device's."""
-        return self.device.arithmetic
-
-    @property
-    def sources(self) -> Sources:
-        """As the device's."""
-        return self.device.sources
-
-    @property
-    def torch_device(self) -> torch.device:
-        """As the device's."""
-        return self.device.torch_device
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of poison bytes between canaries."""

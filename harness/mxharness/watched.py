@@ -12,7 +12,6 @@ from mxharness.errors import UserError
 
 if TYPE_CHECKING:
     from mxharness.device import Device
-    from mxharness.device.source import Sources
     from mxharness.op import Tensors
 
 Given = Mapping[str, "torch.Tensor | float | None"]
@@ -55,30 +54,12 @@ class Watched:
     see: Callable[[Launch, Mapping[str, int]], None]
     """Of the launch and the addresses of its tensors, by their parameters."""
 
-    @property
-    def name(self) -> str:
-        """As the device's."""
-        return self.device.name
-
-    @property
-    def device_class(self) -> str:
-        """As the device's."""
-        return self.device.device_class
-
-    @property
-    def arithmetic(self) -> str:
-        """As the device's."""
-        return self.device.arithmetic
-
-    @property
-    def sources(self) -> Sources:
-        """As the device's."""
-        return self.device.sources
-
-    @property
-    def torch_device(self) -> torch.device:
-        """As the device's."""
-        return self.device.torch_device
+    def __post_init__(self) -> None:
+        self.name = self.device.name
+        self.device_class = self.device.device_class
+        self.arithmetic = self.device.arithmetic
+        self.sources = self.device.sources
+        self.torch_device = self.device.torch_device
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """As the device's."""

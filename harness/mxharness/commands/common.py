@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mxharness.errors import UserError
+from mxharness.protocols import DEFAULT_PROTOCOL, PROTOCOLS
 
 PASS, MISMATCH, USAGE = 0, 1, 2
 _SHORT = 36
@@ -35,6 +36,22 @@ device_option = click.option(
 )
 model_option = click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, help="A model that `fetch` knows, or a file or folder."
+)
+text_option = click.option(
+    "--text",
+    default="auto",
+    show_default=True,
+    help='"wikitext-2", "default" (embedded), "auto" (the first, else the second), or a file.',
+)
+protocol_option = click.option(
+    "--protocol",
+    type=click.Choice(tuple(PROTOCOLS)),
+    default=DEFAULT_PROTOCOL,
+    show_default=True,
+    help="Which windows are read and which of their tokens are scored.",
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="TOKENS", help="Use the text's first TOKENS tokens only."
 )
 out_settings: dict[str, Any] = {
     "type": click.Path(path_type=Path, file_okay=False),

@@ -10,7 +10,7 @@ import click
 
 from mxharness.commands import common
 from mxharness.errors import KernelFailure, UserError
-from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS, PROTOCOLS
+from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
     from mxharness.agreement import Triple
@@ -47,19 +47,8 @@ WINDOWS = Windows()
 
 @click.command()
 @common.model_option
-@click.option(
-    "--text",
-    default="auto",
-    show_default=True,
-    help='"wikitext-2", "default" (embedded), "auto" (the first, else the second), or a file.',
-)
-@click.option(
-    "--protocol",
-    type=click.Choice(tuple(PROTOCOLS)),
-    default=DEFAULT_PROTOCOL,
-    show_default=True,
-    help="Which windows are read and which of their tokens are scored.",
-)
+@common.text_option
+@common.protocol_option
 @click.option(
     "--windows",
     type=WINDOWS,
@@ -67,7 +56,7 @@ WINDOWS = Windows()
     show_default=True,
     help='How many evenly spaced windows, or "all".',
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="TOKENS", help="Use the text's first TOKENS tokens only.")
+@common.limit_option
 @click.option(
     "--weights",
     type=click.Choice(["all", "float32", "decoded", "mxfp4"]),

@@ -10,7 +10,6 @@ import click
 from mxharness.commands import common
 from mxharness.commands.perplexity import WINDOWS
 from mxharness.errors import UserError
-from mxharness.protocols import DEFAULT_PROTOCOL, PROTOCOLS
 
 if TYPE_CHECKING:
     import torch
@@ -27,21 +26,10 @@ _TITLES: dict[Group, str] = {
 
 @click.command()
 @common.model_option
-@click.option(
-    "--text",
-    default="auto",
-    show_default=True,
-    help='"wikitext-2", "default" (embedded), "auto" (the first, else the second), or a file.',
-)
-@click.option(
-    "--protocol",
-    type=click.Choice(tuple(PROTOCOLS)),
-    default=DEFAULT_PROTOCOL,
-    show_default=True,
-    help="Which windows are read and which of their tokens are scored.",
-)
+@common.text_option
+@common.protocol_option
 @click.option("--windows", type=WINDOWS, default=16, show_default=True, help='How many evenly spaced, or "all".')
-@click.option("--limit", type=click.IntRange(min=1), metavar="TOKENS", help="Use the text's first TOKENS tokens only.")
+@common.limit_option
 @click.option(
     "--only", "groups", type=click.Choice(_GROUPS), multiple=True, help="Measure this group; repeat for more.  [all]"
 )

@@ -1,0 +1,41 @@
+// Copies from global to shared memory that run while the thread goes on: cp.async, and on the CPU a copy at once.
+//
+// A thread's copies since the last commit_async form a group. wait_async<pending>() returns when all groups of this
+// thread but the last `pending` have arrived; other threads see them after the barrier that follows.
+#pragma once
+
+#include <cstdint>
+
+// BYTES (4, 8 or 16) from `global` to `shared`, both multiples of BYTES; zeros, and nothing is read, unless `valid`.
+#ifdef __CUDACC__
+
+template <int BYTES> __device__ inline void copy_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    const int read = valid ? BYTES : 0;  // the rest of BYTES is filled with zeros
+    if constexpr (BYTES == 16)           // past the first-level cache
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(read) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "r"(read)
+                     : "memory");
+}
+__device__ inline void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending> __device__ inline void wait_async() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+#else
+
+template <int BYTES> struct Piece;  // what one access reads or writes, so that its address is looked at as on the GPU
+template <> struct Piece<4> { using type = std::uint32_t; };
+template <> struct Piece<8> { using type = uint2; };
+template <> struct Piece<16> { using type = uint4; };
+
+template <int BYTES> inline void copy_async(void* shared, const void* global, bool valid) {
+    using Bytes = typename Piece<BYTES>::type;
+    *static_cast<Bytes*>(shared) = valid ? *static_cast<const Bytes*>(global) : Bytes();
+}
+inline void commit_async() {}
+template <int pending> inline void wait_async() {}
+
+#endif

@@ -14,7 +14,6 @@ drift.py compares a run with it, history.py one version with the next.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +41,11 @@ __all__ = (
     "ADDRESS",
     "LABELS",
     "Baseline",
+    "Damaged",
     "Entry",
     "Root",
     "Summary",
+    "Survey",
     "checked_name",
     "create",
     "digests",
@@ -52,7 +53,6 @@ __all__ = (
     "fault_entries",
     "key",
     "list_baselines",
-    "list_readable",
     "load",
     "of",
     "perplexity_entries",
@@ -61,6 +61,7 @@ __all__ = (
     "refuse_taken",
     "remove",
     "roots",
+    "survey",
     "unstable",
 )
 
@@ -85,6 +86,26 @@ class Summary:
     """UTC, ISO 8601: when the blessed run started."""
     operators: tuple[str, ...]
     checks: int
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """One baseline that exists and cannot be read."""
+
+    device_class: str
+    name: str
+    why: str
+    """The sentence of `load`: which file, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All baselines of a place, by device class and name."""
+
+    summaries: tuple[Summary, ...]
+    versions: tuple[Baseline, ...]
+    """The same, whole."""
+    damaged: tuple[Damaged, ...]
 
 
 def create(name: str, record: RunRecord, *, replace: bool = False, root: Root = None, accepted: str = "") -> Path | str:
@@ -152,23 +173,31 @@ def digests(device_class: str, name: str, root: Root = None) -> dict[str, str]:
 
 def list_baselines(root: Root = None) -> list[Summary]:
     """Every baseline that exists, by device class and name. Raises UserError where one is damaged."""
-    found = []
-    for (device_class, name), base in sorted(places(root).items()):
-        loaded = load(device_class, name, base)
+    found = survey(root=root)
+    if found.damaged:
+        raise UserError(found.damaged[0].why)
+    return list(found.summaries)
+
+
+def survey(device_class: str | None = None, root: Root = None) -> Survey:
+    """Every baseline, or all of one device class: a damaged one hides no other.
+
+    Raises UserError where a place itself cannot be read.
+    """
+    summaries, versions, damaged = [], [], []
+    for (held, name), base in sorted(places(root).items()):
+        if held != (device_class or held):
+            continue
+        try:
+            loaded = load(held, name, base)
+        except UserError as error:
+            damaged.append(Damaged(held, name, str(error)))
+            continue
         operators = tuple(sorted({str(entry["op"]) for entry in loaded.checks.values()}))
-        path = open_store(base).place(device_class, name)
-        found.append(Summary(device_class, name, path, base, loaded.created, operators, len(loaded.checks)))
-    return found
-
-
-def list_readable(device_class: str, root: Root = None) -> list[Baseline]:
-    """Every baseline of a device class that can be read, in no order: a damaged one must not keep its own successor."""
-    found = []
-    for (held, name), base in places(root).items():
-        if held == device_class:
-            with suppress(UserError):
-                found.append(load(held, name, base))
-    return found
+        path = open_store(base).place(held, name)
+        summaries.append(Summary(held, name, path, base, loaded.created, operators, len(loaded.checks)))
+        versions.append(loaded)
+    return Survey(tuple(summaries), tuple(versions), tuple(damaged))
 
 
 def roots() -> tuple[Path | str, ...]:

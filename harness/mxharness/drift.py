@@ -39,6 +39,8 @@ class Comparison:
     """What to type, after looking, to bless the run."""
     cross: bool = False
     """Whether the two are of different device classes."""
+    damaged: tuple[str, ...] = ()
+    """Sentences: other versions that cannot be read, over which growth was therefore not judged."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -47,8 +49,13 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, drifted, vanished or is new, and the run itself passed, so it compared something."""
-        return not self.incomplete and all(change.status in PASSING for change in self.changes)
+        """Nothing moved for the worse, the run itself passed, so it compared something, and growth was judged."""
+        return not (self.incomplete or self.damaged or self.moved)
+
+    @property
+    def moved(self) -> bool:
+        """Something failed, drifted, vanished or is new."""
+        return any(change.status not in PASSING for change in self.changes)
 
     @property
     def summary(self) -> str:
@@ -60,7 +67,8 @@ class Comparison:
     def first_line(self) -> str:
         """One sentence that begins with PASS or FAIL."""
         word = "PASS" if self.passed else "FAIL"
-        parts = [f"{word}: {self.device_class} against {self.baseline}: {self.summary}", *self.incomplete]
+        head = f"{word}: {self.device_class} against {self.baseline}: {self.summary}"
+        parts = [head, *self.incomplete, *self.damaged]
         if self.cross:
             parts.append(f"bit for bit, though these differ: {named([what for what, _, _ in self.environment])}")
         return "; ".join(parts)
@@ -80,7 +88,9 @@ def compare(name: str, record: RunRecord, device_class: str | None = None, root:
         raise UserError(f"baselines hold tensor-core bits and this run used {record.arithmetic} arithmetic")
     found = baseline.of(record)
     cross = stored.device_class != record.device_class
-    changes = [*between(stored, found, _judged(record)), *([] if cross else _cuts(stored, found, root))]
+    changes = between(stored, found, _judged(record))
+    others = baseline.Survey((), (), ()) if cross else baseline.survey(stored.device_class, root)
+    changes = (*changes, *_cuts(stored, found, history.in_order(others.versions)))
     command = f"mxharness baseline create {stored.name} --replace"
     return Comparison(
         baseline=f"{stored.device_class}/{stored.name}",
@@ -91,6 +101,7 @@ def compare(name: str, record: RunRecord, device_class: str | None = None, root:
         incomplete=verdict(record).reasons,
         command=f"{command}    (on a {stored.device_class} device)" if cross else command,
         cross=cross,
+        damaged=tuple(f"growth not judged over {one.device_class}/{one.name}: {one.why}" for one in others.damaged),
     )
 
 
@@ -116,9 +127,9 @@ def overgrown(found: Baseline, before: Sequence[Baseline]) -> list[tuple[history
     return [(series, growth) for series, growth in grown if growth.exceeded and growth.until == found.name]
 
 
-def _cuts(stored: Baseline, found: Baseline, root: Root) -> list[Change]:
+def _cuts(stored: Baseline, found: Baseline, versions: Sequence[Baseline]) -> list[Change]:
     """A line for all growth past its budget but what came since the stored baseline alone: `between` has that."""
-    before = [version for version in history.history(stored.device_class, root) if version.created <= stored.created]
+    before = [version for version in versions if version.created <= stored.created]
     return [
         Change(
             f"{series.key} growth",

@@ -16,6 +16,7 @@ from itertools import pairwise
 from mxharness import baseline
 from mxharness.baseline import Baseline, Entry, Root
 from mxharness.changes import NATS
+from mxharness.errors import UserError
 
 Version = Baseline
 """A baseline, seen as one of a line: `name`, `created`, `environment["commit"]`, `checks`, `perplexity`."""
@@ -103,8 +104,14 @@ class Growth:
 
 def history(device_class: str, root: Root = None) -> tuple[Version, ...]:
     """Every baseline of a device class, oldest first. root: as in baseline.load. Raises UserError as it does."""
-    there = baseline.places(root).items()
-    found = [baseline.load(device_class, name, base) for (held, name), base in there if held == device_class]
+    found = baseline.survey(device_class, root)
+    if found.damaged:
+        raise UserError(found.damaged[0].why)
+    return in_order(found.versions)
+
+
+def in_order(found: Iterable[Version]) -> tuple[Version, ...]:
+    """Versions, oldest first."""
     return tuple(sorted(found, key=lambda version: (version.created, version.name)))
 
 

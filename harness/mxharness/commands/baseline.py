@@ -163,18 +163,22 @@ def compare(
 @versions.at_option
 @common.json_option
 def list_(*, at: str | None, as_json: bool) -> int:
-    """List the baselines that exist."""
+    """List the baselines that exist; exits 1 where one of them cannot be read."""
     from mxharness import baseline as store
 
-    found = store.list_baselines(at)
+    found = store.survey(root=at)
     if as_json:
-        common.print_json({"baselines": [dataclasses.asdict(summary) for summary in found]})
-        return common.PASS
-    rows = [
-        (f"{item.device_class}/{item.name}", item.checks, ", ".join(item.operators), item.created) for item in found
-    ]
-    common.print_table("Baselines", ("name", "checks", "operators", "created"), rows or [("none", "", "", "")])
-    return common.PASS
+        damaged = [dataclasses.asdict(one) for one in found.damaged]
+        common.print_json({"baselines": [dataclasses.asdict(one) for one in found.summaries], "damaged": damaged})
+    else:
+        rows = [
+            (f"{one.device_class}/{one.name}", str(one.checks), ", ".join(one.operators), one.created)
+            for one in found.summaries
+        ]
+        rows += [(f"{one.device_class}/{one.name}", "damaged", "", "") for one in found.damaged]
+        common.print_table("Baselines", ("name", "checks", "operators", "created"), rows or [("none", "", "", "")])
+        versions.print_damaged(found.damaged)
+    return common.MISMATCH if found.damaged else common.PASS
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -183,7 +187,7 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.environment:
         common.print_table("Environment", ("what", "in the baseline", "in the run"), comparison.environment)
     click.echo(comparison.first_line)
-    if not comparison.passed:
+    if comparison.moved:
         click.echo(f"where the change is meant, bless it: {comparison.command}")
 
 
@@ -202,9 +206,11 @@ def _blessed(
 ) -> tuple[str | None, tuple[Change, ...], list[tuple[str, str]]]:
     """Which baseline it is held against, the one in its place or the newest of its class; what differs; what grew."""
     from mxharness import baseline as store
-    from mxharness import changes, drift
+    from mxharness import changes, drift, history
 
-    there = sorted(store.list_readable(found.device_class, at), key=lambda one: (one.created, one.name))
+    surveyed = store.survey(found.device_class, at)
+    versions.print_damaged(surveyed.damaged, err=True)  # one that is damaged must not keep its own successor
+    there = history.in_order(surveyed.versions)
     if not there:
         return None, (), []
     before = next((one for one in there if one.name == name), there[-1])

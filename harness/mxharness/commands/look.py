@@ -28,10 +28,12 @@ def list_(as_json: bool) -> int:
     from mxharness.ops import OPS
 
     operators = [_operator(op) for op in OPS]
+    there = baseline.survey()
     stored = [
         {"name": f"{found.device_class}/{found.name}", "checks": found.checks, "created": found.created}
-        for found in baseline.list_baselines()
+        for found in there.summaries
     ]
+    stored += [{"name": f"{one.device_class}/{one.name}", "checks": 0, "created": one.why} for one in there.damaged]
     regimes = sorted({case.regime for op in OPS for case in op.cases})
     if as_json:
         common.print_json(

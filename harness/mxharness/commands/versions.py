@@ -15,7 +15,7 @@ from mxharness.errors import UserError
 from mxharness.wording import counted
 
 if TYPE_CHECKING:
-    from mxharness.baseline import Baseline, Root
+    from mxharness.baseline import Baseline, Damaged, Root
     from mxharness.history import Growth, Series, Step
 
 at_option = click.option(
@@ -76,26 +76,38 @@ def show(*, name: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> i
 def history(*, device_class: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> int:
     """Show what moved from version to version, and what has grown over them.
 
-    CLASS is a device class, as sm_90. Exits 1 where something has grown past its budget, in many small moves or in few.
+    CLASS is a device class, as sm_90. Exits 1 where something has grown past its budget, in many small moves or in few,
+    and where a version cannot be read.
     """
+    from mxharness import baseline as store
     from mxharness import history as over_time
 
-    versions = over_time.history(device_class, at)
+    there = store.survey(device_class, at)
+    versions = over_time.in_order(there.versions)
     if not versions:
-        raise UserError(f"no baseline of {device_class}; `mxharness baseline list` shows what there is")
+        raise UserError(_none(there.damaged, device_class, "`mxharness baseline list` shows what there is"))
     known = {str(entry["op"]) for version in versions for entry in version.checks.values()}
     if unknown := set(ops) - known:
         raise UserError(f"no baseline of {device_class} has '{min(unknown)}'; there are {', '.join(sorted(known))}")
     every = [series for series in over_time.all_series(versions) if not ops or series.op in ops]
     seen = [(series, step) for series in every for step in over_time.steps(series)]
     grown = [(series, found) for series in every if (found := over_time.growth(series)).exceeded]
-    word = "FAIL" if grown else "PASS"
+    word = "FAIL" if grown or there.damaged else "PASS"
     line = (
         f"{word}: {counted(len(versions), 'version')} of {device_class}, {versions[0].name} to {versions[-1].name}; "
         f"{counted(len(seen), 'step')}; {len(grown)} of {len(every):,} series grown past their budget"
     )
+    if there.damaged:
+        line += f"; {counted(len(there.damaged), 'version')} cannot be read"
     if as_json:
-        common.print_json(_document(line, versions, every, seen, grown))
+        common.print_json(
+            {
+                "passed": not (grown or there.damaged),
+                "verdict": line,
+                "damaged": [dataclasses.asdict(one) for one in there.damaged],
+                **_document(versions, every, seen, grown),
+            }
+        )
     else:
         columns = ("version", "created", "checks", "new", "vanished", "other bits", "not comparable", "accepted")
         common.print_table(device_class, columns, _lines(versions, ops))
@@ -104,10 +116,11 @@ def history(*, device_class: str, ops: tuple[str, ...], at: str | None, as_json:
             common.print_table("Steps", ("what", "at", "level"), rows)
         if grown:
             common.print_table("Grown", ("what", "how"), [(s.key, found.sentence(s.quantity)) for s, found in grown])
+        print_damaged(there.damaged)
         click.echo(line)
         if grown:
             click.echo("where the growth is meant: mxharness baseline create NAME --accept-growth WHY")
-    return common.MISMATCH if grown else common.PASS
+    return common.MISMATCH if grown or there.damaged else common.PASS
 
 
 @click.command()
@@ -117,26 +130,42 @@ def history(*, device_class: str, ops: tuple[str, ...], at: str | None, as_json:
 @at_option
 @common.json_option
 def prune(*, device_class: str, keep: int, delete: bool, at: str | None, as_json: bool) -> int:
-    """Take away all but the newest baselines of CLASS."""
+    """Take away all but the newest baselines of CLASS.
+
+    One that cannot be read stays, because nobody knows how old it is; then this exits 1.
+    """
     from mxharness import baseline as store
 
     root = at or store.roots()[0]
-    found = [one for one in store.list_baselines(root) if one.device_class == device_class]
+    there = store.survey(device_class, root)
+    found = there.summaries
     if not found:
-        raise UserError(f"no baseline of {device_class} at {root}; nothing to prune")
+        raise UserError(_none(there.damaged, device_class, "nothing to prune", f" at {root}"))
     old = sorted(found, key=lambda one: (one.created, one.name))[:-keep]
     if delete:
         for one in old:
             store.remove(device_class, one.name, root)
     names = [f"{one.device_class}/{one.name}" for one in old]
     if as_json:
-        common.print_json({"deleted": delete, "baselines": names, "kept": len(found) - len(old)})
-    elif not names:
-        click.echo(f"nothing to prune: there are {len(found)} of {device_class}")
+        damaged = [dataclasses.asdict(one) for one in there.damaged]
+        common.print_json({"deleted": delete, "baselines": names, "kept": len(found) - len(old), "damaged": damaged})
     else:
         word = "deleted" if delete else "would delete (--delete does)"
-        click.echo(f"{word} {', '.join(names)}; {len(found) - len(old)} of {device_class} left")
-    return common.PASS
+        left = f"{word} {', '.join(names)}; {len(found) - len(old)} of {device_class} left"
+        click.echo(left if names else f"nothing to prune: there are {len(found)} of {device_class}")
+        print_damaged(there.damaged)
+    return common.MISMATCH if there.damaged else common.PASS
+
+
+def print_damaged(damaged: Sequence[Damaged], *, err: bool = False) -> None:
+    """A line for every baseline that cannot be read. err: to standard error."""
+    for one in damaged:
+        click.echo(f"{one.device_class}/{one.name} is left out: {one.why}", err=err)
+
+
+def _none(damaged: Sequence[Damaged], device_class: str, then: str, where: str = "") -> str:
+    """Why there is nothing to look at: no baseline at all, or none that can be read."""
+    return damaged[0].why if damaged else f"no baseline of {device_class}{where}; {then}"
 
 
 def _named(name: str, root: Root) -> Baseline:
@@ -147,7 +176,7 @@ def _named(name: str, root: Root) -> Baseline:
     if device_class:
         return store.load(device_class, plain, root)
     store.checked_name(plain)
-    classes = [one.device_class for one in store.list_baselines(root) if one.name == plain]
+    classes = [held for held, there in sorted(store.places(root)) if there == plain]
     if len(classes) > 1:
         raise UserError(f"{plain} is in {', '.join(classes)}; name one, as {classes[0]}/{plain}")
     return store.load(classes[0] if classes else "host", plain, root)
@@ -175,15 +204,12 @@ def _lines(versions: Sequence[Baseline], ops: tuple[str, ...]) -> list[tuple[obj
 
 
 def _document(
-    line: str,
     versions: Sequence[Baseline],
     every: Sequence[Series],
     seen: Sequence[tuple[Series, Step]],
     grown: Sequence[tuple[Series, Growth]],
 ) -> dict[str, object]:
     return {
-        "passed": not grown,
-        "verdict": line,
         "versions": [
             {
                 "name": one.name,

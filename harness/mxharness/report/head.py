@@ -44,8 +44,10 @@ def headline(record: RunRecord, comparison: Comparison | None) -> str:
 def reasons(result: Verdict, comparison: Comparison | None) -> list[str]:
     """Why the run failed, wrong results before what did not run; empty where it passed."""
     found = sorted(result.reasons, key=lambda reason: " failed" not in reason)
-    if comparison is not None and not comparison.passed and moved(comparison):
-        found.append(f"moved from baseline {comparison.baseline}: {comparison.summary}")
+    if comparison is not None:
+        if comparison.moved:
+            found.append(f"moved from baseline {comparison.baseline}: {comparison.summary}")
+        found += comparison.damaged
     return found
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mxharness import history, plot
-from mxharness.baseline import Root
-from mxharness.errors import UserError
+from mxharness import baseline, history, plot
+from mxharness.baseline import Damaged, Root
 
 _FEWEST = 2
 _MOST_NOTES = 40
@@ -38,14 +37,14 @@ class History:
     """How many more there are."""
     series: int
     """How many series were searched."""
+    damaged: tuple[Damaged, ...] = ()
+    """Versions that cannot be read, and so are not in the plots."""
 
 
 def of(device_class: str, root: Root = None) -> History | None:
     """What the baselines of `device_class` say; None where there are fewer than two, which show no movement."""
-    try:
-        versions = history.history(device_class, root)
-    except UserError:  # none of this class
-        return None
+    there = baseline.survey(device_class, root)
+    versions = history.in_order(there.versions)
     if len(versions) < _FEWEST:
         return None
     operators, checks = history.operator_series(versions), history.check_series(versions)
@@ -65,6 +64,7 @@ def of(device_class: str, root: Root = None) -> History | None:
         notes=tuple(notes[:_MOST_NOTES]),
         notes_left=max(0, len(notes) - _MOST_NOTES),
         series=len(every),
+        damaged=there.damaged,
     )
 
 

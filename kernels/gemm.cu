@@ -13,8 +13,9 @@
 // "dense" weights (P, N, K) have the type of x and are the operand itself: decoded weights for bfloat16; for half the
 // values of the bare codes, with their scales beside them, or any half matrix with scales null.
 //
-// Few rows and many rows take different paths (gemm.cuh) with the same bits.
-#include "gemm.cuh"
+// Few rows (gemm_few.cuh) and many rows (gemm_tile.cuh) take different paths with the same bits.
+#include "gemm_few.cuh"
+#include "gemm_tile.cuh"
 
 using Bytes = const std::uint8_t*;
 

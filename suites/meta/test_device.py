@@ -95,7 +95,7 @@ def test_wrong_kernel_and_arguments_are_refused(cpu):
 
 def test_divergent_barrier_is_named_not_waited_for():
     text = "        __syncthreads();\n        if (threadIdx.x < SMALL_N"
-    early = shipped().replaced("gemm.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
+    early = shipped().replaced("gemm_few.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
     device = host.open_device(early)
     case = find("gemm").cases[0]
     violations = execute(find("gemm"), case, device, find("gemm").make_inputs(case)).violations
@@ -217,7 +217,8 @@ def test_flush_to_zero_on_the_callers_thread_does_not_reach_kernels(cpu):
 def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_it_not_again():
     edited = shipped().replaced("mma.cuh", "#pragma once\n", "#pragma once\nconstexpr int added = 0;\n")
     assert edited.included("gemm.cu") == {
-        *("gemm.cu", "gemm.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh", "host/tensor_core.h")
+        *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_tile.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh"),
+        "host/tensor_core.h",
     }
     assert host.compile_library(edited, "norm.cu", fast=False) == host.compile_library(shipped(), "norm.cu", fast=False)
     quick, slow = (host.compile_library(edited, "gemm.cu", fast=False, optimised=best) for best in (None, True))

@@ -10,14 +10,14 @@ FAULTS = (
             name=f"scales-past-the-row-{path}",
             seen_in="triton-lang/triton issue 10772, vllm PR 47910, sglang PR 36456",
             symptom="accuracy 0 %, depends on neighbours: rows of K/32 = 90 scales are read as if padded",
-            change=KernelChange("gemm.cuh", old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
+            change=KernelChange(file, old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
             op="gemm",
             detector="memory",
             on_gpu="bound",
         )
-        for path, old in (
-            ("few-rows", "weights.scale(first_row + n[i], k)"),
-            ("many-rows", "weights.scale(weight_row, k)"),
+        for path, file, old in (
+            ("few-rows", "gemm_few.cuh", "weights.scale(first_row + n[i], k)"),
+            ("many-rows", "gemm_tile.cuh", "weights.scale(weight_row, k)"),
         )
     ),
     *(
@@ -25,14 +25,20 @@ FAULTS = (
             name=f"k-tail-dropped-{path}",
             seen_in="triton-lang/triton PR 7203",
             symptom="wrong when K is not a multiple of the block: the last chunk of K is left out",
-            change=KernelChange("gemm.cuh", old, new),
+            change=KernelChange(file, old, new),
             op="gemm",
             detector="bound",
             pattern=f"every element, the last K block ({block})",
         )
-        for path, old, new, block in (
-            ("few-rows", "const int chunks = (K + chunk - 1) / chunk;", "const int chunks = K / chunk;", 8),
-            ("many-rows", "begin < K; begin += chunk", "begin + chunk <= K; begin += chunk", 4),
+        for path, file, old, new, block in (
+            (
+                "few-rows",
+                "gemm_few.cuh",
+                "const int chunks = (K + chunk - 1) / chunk;",
+                "const int chunks = K / chunk;",
+                8,
+            ),
+            ("many-rows", "gemm_tile.cuh", "begin < K; begin += chunk", "begin + chunk <= K; begin += chunk", 4),
         )
     ),
     Fault(
@@ -66,7 +72,7 @@ FAULTS = (
         seen_in="ml-explore/mlx issue 3762",
         symptom="wrong with few rows only: the scale byte is used as a number",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_few.cuh",
             "scale[i] = weights.scale(first_row + n[i], k);",
             "scale[i] = weights.scales[(first_row + n[i])];",
         ),
@@ -116,7 +122,7 @@ FAULTS = (
         seen_in="flashinfer issue 3559",
         symptom="a token's result changes with the batch: one of the two paths adds its chunks in another order",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_few.cuh",
             "total = __fadd_rn(total, sums[w][threadIdx.x]);",
             "total = __fadd_rn(total, sums[min(SMALL_WARPS, chunks - first) - 1 - w][threadIdx.x]);",
         ),
@@ -129,7 +135,9 @@ FAULTS = (
         seen_in="split-K kernels",
         symptom="the last warp's chunk is never added",
         change=KernelChange(
-            "gemm.cuh", "w < min(SMALL_WARPS, chunks - first); ++w)", "w < min(SMALL_WARPS - 1, chunks - first); ++w)"
+            "gemm_few.cuh",
+            "w < min(SMALL_WARPS, chunks - first); ++w)",
+            "w < min(SMALL_WARPS - 1, chunks - first); ++w)",
         ),
         op="gemm",
         detector="bound",
@@ -140,7 +148,7 @@ FAULTS = (
         seen_in="split-K kernels",
         symptom="one warp's partial sum is added twice, another's not at all",
         change=KernelChange(
-            "gemm.cuh", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
+            "gemm_few.cuh", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
         ),
         op="gemm",
         detector="bound",
@@ -151,7 +159,7 @@ FAULTS = (
             name=f"barrier-dropped-{where}",
             seen_in="any tiled kernel",
             symptom=f"a race: {symptom}",
-            change=KernelChange("gemm.cuh", old, new),
+            change=KernelChange("gemm_tile.cuh", old, new),
             op="gemm",
             detector=detector,
             undefined=True,
@@ -178,7 +186,7 @@ FAULTS = (
         seen_in="llama-orch, mxfp4_attention.cu",
         symptom="threads past the end return while the others wait",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_tile.cuh",
             "    float total[MT][NT][4] = {};\n    for (int begin",
             "    if (n >= N) return;\n    float total[MT][NT][4] = {};\n    for (int begin",
         ),
@@ -191,7 +199,7 @@ FAULTS = (
         seen_in="vllm PR 42595",
         symptom="from the second matrix on weights of elsewhere: a padded size is used as offset",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_few.cuh",
             "    const long long first_row = static_cast<long long>(tile.problem) * N;",
             "    const long long first_row = static_cast<long long>(tile.problem) * (N - N % 16);",
         ),

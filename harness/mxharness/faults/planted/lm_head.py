@@ -31,7 +31,7 @@ FAULTS = (
         seen_in="triton-lang/triton PR 10385",
         symptom="the last tokens of a vocabulary that is not a multiple of the tile have the first ones' logits",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_few.cuh",
             "weights.four(first_row + n[i], k + 4 * t, scale[i])",
             "weights.four(first_row + (n[i] < N / 16 * 16 ? n[i] : n[i] % 16), k + 4 * t, scale[i])",
         ),

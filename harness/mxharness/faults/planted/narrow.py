@@ -135,7 +135,7 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="any tiled kernel",
         symptom="right while rows do not mix: the tensor core is fed shared memory that nobody has written",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_tile.cuh",
             "for (int i = 0; i < 8; ++i) weights_to[i] = 0;",
             "for (int i = 8; i < 8; ++i) weights_to[i] = 0;",
         ),

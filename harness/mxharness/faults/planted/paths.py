@@ -52,7 +52,7 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="triton-lang/triton PR 9029",
         symptom="wrong with four warps: a warp's place in the tile is that of eight",
         change=KernelChange(
-            "gemm.cuh",
+            "gemm_tile.cuh",
             "const int warp_n = warp / 2 * 32, warp_m = warp % 2 * 32;",
             "const int warp_n = warp / 4 * 32, warp_m = warp % 4 / 2 * 32;",
         ),

@@ -7,14 +7,17 @@ Between device classes nothing may move at all, because every kernel's arithmeti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from mxharness.baseline import Baseline, Entry
 from mxharness.errors import UserError
 
 Status = Literal["same", "better", "drifted", "failed", "new", "vanished", "not run"]
+Finding = tuple[Status, str]
+"""A status and the sentence that explains it, empty for "same"."""
 
 PASSING: frozenset[Status] = frozenset({"same", "better", "not run"})
 """What does not fail a comparison. "not run" is what the caller left out on purpose."""
@@ -62,25 +65,37 @@ def between(before: Baseline, after: Baseline, judged: Judged | None = None) -> 
     """Everything that two baselines hold, by operator and key; across device classes bit for bit."""
     judged = judged or Judged()
     cross = before.device_class != after.device_class
-    found = [*_checks(before, after, judged, cross=cross), *_perplexities(before, after, judged, cross=cross)]
+    asked = partial(_one_sided, left_out=judged.filtered)
+    found = _section("", before.checks, after.checks, judged, partial(_check_status, cross=cross), asked)
+    read = partial(_one_sided, left_out=judged.filtered or judged.perplexity_left_out)
+    on_one = _on_one_class if cross else read
+    found += _section("perplexity", before.perplexity, after.perplexity, judged, _perplexity_status, on_one)
     found += _tolerances(before, after)
-    if not cross:
-        found += [*_faults(before, after, judged), *_kernels(before, after)]
+    if before.faults and after.faults and not cross:  # before 0.5 none were kept, and a narrowed run plants none
+        found += _section("faults", before.faults, after.faults, judged, _fault_status, asked)
+    if before.kernels and after.kernels and not cross:  # nor these; the host has no registers to count
+        found += _section("kernels", before.kernels, after.kernels, Judged(), _kernel_status, _one_sided)
     return tuple(sorted(found, key=lambda change: (change.op, change.key)))
 
 
-def _checks(before: Baseline, after: Baseline, judged: Judged, *, cross: bool) -> list[Change]:
+def _section(
+    op: str,
+    before: Mapping[str, Entry],
+    after: Mapping[str, Entry],
+    judged: Judged,
+    both: Callable[[Entry, Entry], Finding],
+    one: Callable[[Entry | None], Finding],
+) -> list[Change]:
+    """A change for every row: what its judge said, `both` where both sides have it, else `one` of the baseline's."""
     changes = []
-    for name in before.checks.keys() | after.checks.keys():
-        old, new = before.checks.get(name), after.checks.get(name)
-        status: Status
+    for name in before.keys() | after.keys():
+        old, new = before.get(name), after.get(name)
+        found: Finding
         if name in judged.wrong:
-            status, message = "failed", judged.wrong[name]
-        elif old is not None and new is not None:
-            status, message = _check_status(old, new, cross=cross)
+            found = "failed", judged.wrong[name]
         else:
-            status, message = _one_sided(old, left_out=judged.filtered)
-        changes.append(Change(name, str((old or new or {})["op"]), status, old, new, message))
+            found = one(old) if old is None or new is None else both(old, new)
+        changes.append(Change(name, op or str((old or new or {})["op"]), found[0], old, new, found[1]))
     return changes
 
 
@@ -97,65 +112,7 @@ def _tolerances(before: Baseline, after: Baseline) -> list[Change]:
     return changes
 
 
-def _perplexities(before: Baseline, after: Baseline, judged: Judged, *, cross: bool) -> list[Change]:
-    changes = []
-    for name in before.perplexity.keys() | after.perplexity.keys():
-        old, new = before.perplexity.get(name), after.perplexity.get(name)
-        status: Status
-        if name in judged.wrong:
-            status, message = "failed", judged.wrong[name]
-        elif old is not None and new is not None:
-            status, message = _perplexity_status(old, new)
-        elif cross:
-            status, message = "not run", "measured on one of the two device classes only"
-        else:
-            status, message = _one_sided(old, left_out=judged.filtered or judged.perplexity_left_out)
-        changes.append(Change(name, "perplexity", status, old, new, message))
-    return changes
-
-
-def _faults(before: Baseline, after: Baseline, judged: Judged) -> list[Change]:
-    """Nothing where a side planted no fault: baselines of before 0.5 keep none, and a narrowed run plants none."""
-    if not before.faults or not after.faults:
-        return []
-    changes = []
-    for name in before.faults.keys() | after.faults.keys():
-        old, new = before.faults.get(name), after.faults.get(name)
-        status: Status
-        if name in judged.wrong:
-            status, message = "failed", judged.wrong[name]
-        elif old is None or new is None:
-            status, message = _one_sided(old, left_out=judged.filtered)
-        elif old["caught"] != new["caught"]:
-            status, message = ("better", "caught now") if new["caught"] else ("failed", "caught before, not now")
-        elif old.get("detector") != new.get("detector"):
-            status, message = "drifted", f"caught by {new.get('detector')} and no longer by {old.get('detector')}"
-        else:
-            status, message = "same", ""
-        changes.append(Change(name, "faults", status, old, new, message))
-    return changes
-
-
-def _kernels(before: Baseline, after: Baseline) -> list[Change]:
-    """Nothing where a side knows none: the host has no registers to count, and baselines of before 0.5 kept none."""
-    if not before.kernels or not after.kernels:
-        return []
-    changes = []
-    for name in before.kernels.keys() | after.kernels.keys():
-        old, new = before.kernels.get(name), after.kernels.get(name)
-        status: Status
-        if old is None or new is None:
-            status, message = _one_sided(old, left_out=False)
-        else:
-            moved = [column for column in sorted(old.keys() & new.keys()) if old[column] != new[column]]
-            message = ", ".join(f"{column} {old[column]} -> {new[column]}" for column in moved)
-            grown = any(_number(new, column) > _number(old, column) for column in moved)
-            status = "drifted" if grown else "better" if moved else "same"
-        changes.append(Change(name, "kernels", status, old, new, message))
-    return changes
-
-
-def _one_sided(before: Entry | None, *, left_out: bool) -> tuple[Status, str]:
+def _one_sided(before: Entry | None, *, left_out: bool = False) -> Finding:
     """The status of what only one side has. left_out: the run was narrowed on purpose."""
     if before is None:
         return "new", "in this run, not in the baseline"
@@ -164,7 +121,11 @@ def _one_sided(before: Entry | None, *, left_out: bool) -> tuple[Status, str]:
     return "vanished", "in the baseline, not in this run"
 
 
-def _check_status(before: Entry, after: Entry, *, cross: bool) -> tuple[Status, str]:
+def _on_one_class(_before: Entry | None) -> Finding:
+    return "not run", "measured on one of the two device classes only"
+
+
+def _check_status(before: Entry, after: Entry, *, cross: bool) -> Finding:
     """The status of a right check that is on both sides, and the sentence that explains it."""
     if before["inputs"] != after["inputs"]:
         other = f"other inputs ({before['inputs']} -> {after['inputs']}), so the bits cannot be compared"
@@ -194,7 +155,7 @@ def _moved(name: str, before: float, after: float) -> bool:
     return abs(after - before) > _FLOOR[name] + _RELATIVE * abs(before)
 
 
-def _perplexity_status(before: Entry, after: Entry) -> tuple[Status, str]:
+def _perplexity_status(before: Entry, after: Entry) -> Finding:
     """Another text, token ids or token count refuses the comparison; a moved value is drift in either direction."""
     other = [
         f"{name} {before.get(name)} -> {after.get(name)}"
@@ -214,6 +175,22 @@ def _perplexity_status(before: Entry, after: Entry) -> tuple[Status, str]:
     if abs(nats) <= NATS:
         return "same", ""
     return "drifted", f"perplexity {old:g} -> {new:g} ({nats:+.2e} nats per token, {NATS:g} allowed)"
+
+
+def _fault_status(before: Entry, after: Entry) -> Finding:
+    if before["caught"] != after["caught"]:
+        return ("better", "caught now") if after["caught"] else ("failed", "caught before, not now")
+    if before.get("detector") != after.get("detector"):
+        return "drifted", f"caught by {after.get('detector')} and no longer by {before.get('detector')}"
+    return "same", ""
+
+
+def _kernel_status(before: Entry, after: Entry) -> Finding:
+    """Drift where a kernel takes more of anything, better where it takes less and nothing more."""
+    moved = [column for column in sorted(before.keys() & after.keys()) if before[column] != after[column]]
+    grown = any(_number(after, column) > _number(before, column) for column in moved)
+    message = ", ".join(f"{column} {before[column]} -> {after[column]}" for column in moved)
+    return ("drifted" if grown else "better" if moved else "same"), message
 
 
 def _number(entry: Entry, name: str) -> float:

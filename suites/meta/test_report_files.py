@@ -16,55 +16,18 @@ from mxharness.cli import main
 from mxharness.coverage import Coverage
 from mxharness.document import json_ready
 from mxharness.fuzz import FuzzRow
-from mxharness.op import Case, Outcome
+from mxharness.op import Outcome
 from mxharness.record import Failure, OtherTests, RunRecord, Skip
 from mxharness.report import formats, pair
+
+from .made import outcome, run
 
 SCHEMA = Path(record.__file__).parent / "data" / "run.schema.json"
 
 
-def outcome(seed: int, op: str = "gemm", *, ratio: float = 0.3, message: str = "", digest: str = "0" * 16) -> Outcome:
-    case = Case(op, (3, 64), seed=seed)
-    return Outcome(
-        case=str(case),
-        op=op,
-        shape=case.shape,
-        dtype=case.dtype,
-        regime=case.regime,
-        device="host",
-        gate="bound",
-        passed=not message,
-        elements=99,
-        bad=int(bool(message)),
-        nan=0,
-        inf=0,
-        ratio=ratio,
-        max_ulp=0.75,
-        nmse=1e-6,
-        digest=digest,
-        inputs="0" * 16,
-        message=message,
-    )
-
-
-def run(*outcomes: Outcome) -> RunRecord:
-    return RunRecord(
-        device_class="host",
-        arithmetic="tensor-core",
-        started="2026-11-21T22:40:00Z",
-        seconds=1.5,
-        command="mxharness run",
-        selected=len(outcomes),
-        executed=len(outcomes),
-        outcomes=outcomes,
-        environment={"kernels/gemm.cu": "1"},
-        perplexity=({"name": "tiny", "perplexity": 9.5, "passed": True, "message": "fine"},),
-    )
-
-
 UGLY = 'a | b `c` <img src=x> \x00 "quoted", and a\nline; pattern: last | block'
 BAD = replace(
-    run(outcome(0), outcome(1, message=UGLY, ratio=math.nan), outcome(2, "dequant")),
+    run(outcome(0), outcome(1, message=UGLY, ratio=math.nan), outcome(2, op="dequant")),
     tests=OtherTests(7, 1, 0, (Failure("suites/test_a.py::test_b", "assert\x0b ```1```"),)),
     skipped=(Skip("peer gguf", "not installed"),),
     faults=({"name": "swap", "caught": False}, {"name": "nibble", "caught": True}),
@@ -106,8 +69,8 @@ def test_csv_has_a_row_a_check_that_reads_back() -> None:
     assert [row["verdict"] for row in rows] == ["pass", "fail", "pass"]
     assert rows[1]["message"] == UGLY
     assert rows[1]["ratio"] == "nan"
-    assert rows[0]["shape"] == "3x64"
-    assert rows[2]["command"].endswith("--op dequant -k '[dequant-3x64-bf16-normal-s0-bound]'".replace("s0", "s2"))
+    assert rows[0]["shape"] == "3x33x64"
+    assert rows[2]["command"].endswith("--op dequant -k '[dequant-3x33x64-bf16-normal-s0-bound]'".replace("s0", "s2"))
 
 
 def test_the_summary_begins_with_the_verdict_and_nothing_in_it_becomes_markup() -> None:
@@ -173,7 +136,7 @@ FIRST = run(
     outcome(4),
     outcome(5, ratio=0.1),
     outcome(6),
-    outcome(7, "dequant"),
+    outcome(7, op="dequant"),
 )
 SECOND = replace(
     run(
@@ -183,7 +146,7 @@ SECOND = replace(
         outcome(4, digest="f" * 16, ratio=0.31),
         outcome(5, digest="f" * 16, ratio=0.9),
         outcome(6, ratio=0.4),
-        outcome(7, "dequant"),
+        outcome(7, op="dequant"),
         outcome(8),
     ),
     environment={"kernels/gemm.cu": "2"},

@@ -1,0 +1,1 @@
+"""Tests of the harness itself; made.py has what they share."""

@@ -14,6 +14,7 @@ import click
 from mxharness import __version__
 from mxharness.commands import common
 from mxharness.commands.baseline import baseline
+from mxharness.commands.bench import bench
 from mxharness.commands.diverge import diverge
 from mxharness.commands.evaluate import evaluate
 from mxharness.commands.faults import faults, mutants
@@ -55,6 +56,7 @@ for command in (
     generate,
     evaluate,
     baseline,
+    bench,
     faults,
     mutants,
     probe,

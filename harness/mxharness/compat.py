@@ -20,10 +20,10 @@ from mxharness import mxfp4
 from mxharness.device import open_device
 from mxharness.errors import Unavailable, UserError
 from mxharness.functional.common import check_pair, check_tensor, integer
-from mxharness.functional.profile import elapsed
 from mxharness.mxfp4 import BLOCK, Quantized
 from mxharness.nn import MXFP4Linear, QuantizationReport, quantize_model
 from mxharness.nn.packed import check_place, check_sizes
+from mxharness.timing import elapsed
 
 MXLinear = MXFP4Linear
 

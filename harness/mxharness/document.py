@@ -78,7 +78,7 @@ def revived(row: Mapping[str, object]) -> Labelled:
     return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
 
 
-def rows_text(head: Mapping[str, str], name: str, rows: Mapping[str, object]) -> str:
+def rows_text(head: Mapping[str, object], name: str, rows: Mapping[str, object]) -> str:
     """JSON with sorted keys and one row a line, so that a diff shows which rows changed."""
     document = {"api_version": json.dumps(API_VERSION)} | {key: json.dumps(value) for key, value in head.items()}
     lines = [f"  {json.dumps(row)}: {json.dumps(json_ready(rows[row]), sort_keys=True)}" for row in sorted(rows)]

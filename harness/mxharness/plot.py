@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -138,10 +139,25 @@ class Bar:
     high: float
 
 
-def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_label: str) -> None:
-    """Panels of horizontal bars with their intervals, each panel with a scale of its own, as a PNG or SVG file.
+def bars_svg(title: str, bars: Sequence[Bar], x_label: str) -> str:
+    """Horizontal bars with their intervals as an <svg> element, the first on top; its label says every number."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    The first bar of a panel is its topmost. An interval is cut off at zero, and not drawn where it is infinite.
+    with mpl.rc_context(_settings(title)):
+        figure = Figure(figsize=(7.5, 0.7 + 0.24 * len(bars)), layout="constrained")
+        axes = figure.add_subplot()
+        _draw_bars(axes, bars, _STAND_IN["--series-1"], _STAND_IN["--ink"])
+        axes.set_xlabel(x_label)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    said = "; ".join(f"{bar.label} {bar.value:.3g}, {max(bar.low, 0.0):.3g} to {bar.high:.3g}" for bar in bars)
+    return _inline(text.getvalue(), f"{title}: {said}")
+
+
+def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_label: str) -> None:
+    """Panels of such bars, each panel with a scale of its own, as a PNG or SVG file.
+
     Raises UserError for another suffix.
     """
     from matplotlib.figure import Figure
@@ -151,21 +167,105 @@ def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_lab
     figure = Figure(figsize=(7.5, 1.0 + 0.22 * sum(counts) + 0.6 * len(counts)), layout="constrained")
     every = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, (name, bars) in zip(every[:, 0], panels.items(), strict=True):
-        values = [bar.value for bar in bars]
-        below = [bar.value - max(bar.low, 0.0) if math.isfinite(bar.high) else 0.0 for bar in bars]
-        axes.barh(range(len(bars)), values, color="#3b6ea5", height=0.7)
-        above = [bar.high - bar.value if math.isfinite(bar.high) else 0.0 for bar in bars]
-        axes.errorbar(values, range(len(bars)), xerr=[below, above], fmt="none", ecolor="#111", elinewidth=1, capsize=2)
-        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
-        axes.set(xlim=(0, None), ylim=(len(bars) - 0.4, -0.6))
-        axes.tick_params(axis="x", labelsize=8)
+        _draw_bars(axes, bars, "#3b6ea5", "#111")
         axes.set_title(name, fontsize=9, loc="left")
-        axes.grid(visible=True, axis="x", linewidth=0.5)
-        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     every[-1, 0].set_xlabel(x_label, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+
+
+def _draw_bars(axes: Axes, bars: Sequence[Bar], colour: str, ink: str) -> None:
+    """The first bar on top; an interval is cut off at zero, and not drawn where it is infinite."""
+    values = [bar.value for bar in bars]
+    below = [bar.value - max(bar.low, 0.0) if math.isfinite(bar.high) else 0.0 for bar in bars]
+    above = [bar.high - bar.value if math.isfinite(bar.high) else 0.0 for bar in bars]
+    axes.barh(range(len(bars)), values, color=colour, height=0.7)
+    axes.errorbar(values, range(len(bars)), xerr=[below, above], fmt="none", ecolor=ink, elinewidth=1, capsize=2)
+    axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
+    axes.set(xlim=(0, None), ylim=(len(bars) - 0.4, -0.6))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(visible=True, axis="x", linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One name's values over a size."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    role: str = "other"
+    """"own", "reference", "limit" (dashed) or "other": how it stands out."""
+
+
+_ROLES = {"own": ("--series-1", "-", 2.0), "reference": ("--series-2", "-", 1.2), "limit": ("--ink", "--", 1.0)}
+_OTHER = ("--series-3", "-", 0.8)
+_MARKERS = "so^vDPX*"
+_PAPER = {
+    "--ink": "#222222",
+    "--line": "#999999",
+    "--series-1": "#1a5fb4",
+    "--series-2": "#c64600",
+    "--series-3": "#5e8c31",
+}
+"""The page's colours by day, for files."""
+
+
+def curves_svg(title: str, panels: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> str:
+    """Small multiples as an <svg> element, both axes logarithmic: a panel a name, the same curves' styles in each."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({**_settings(title), "font.size": 8}):
+        figure = _curves_figure(panels, x_label, y_label, _STAND_IN)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), f"{title}: {y_label} over {x_label} in {len(panels)} panels")
+
+
+def curves_file(path: Path, title: str, panels: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> None:
+    """The same as a PNG or SVG file. Raises UserError for another suffix."""
+    import matplotlib as mpl
+
+    _check_suffix(path)
+    with mpl.rc_context({"font.size": 8, "svg.hashsalt": title}):
+        figure = _curves_figure(panels, x_label, y_label, _PAPER)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+
+
+def _curves_figure(
+    panels: Mapping[str, Sequence[Curve]], x_label: str, y_label: str, colours: Mapping[str, str]
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.4 * columns, 0.5 + 2.5 * rows), layout="constrained")
+    every = list(figure.subplots(rows, columns, squeeze=False).flat)
+    others = dict.fromkeys(curve.label for curves in panels.values() for curve in curves if curve.role == "other")
+    markers = {label: _MARKERS[i % len(_MARKERS)] for i, label in enumerate(others)}
+    shown: dict[str, Artist] = {}
+    for axes, (name, curves) in zip(every, panels.items(), strict=False):
+        axes.set_title(name, loc="left", fontsize=8, color=colours["--ink"])
+        axes.set(xscale="log", yscale="log")
+        for curve in curves:
+            colour, style, width = _ROLES.get(curve.role, _OTHER)
+            marker = "" if curve.role == "limit" else markers.get(curve.label, ".")
+            look = {"marker": marker, "color": colours[colour], "linewidth": width, "markersize": 4}
+            drawn = axes.plot(*zip(*curve.points, strict=True), style, **look)
+            shown.setdefault(curve.label, drawn[0])
+        _label(axes, sorted({x for curve in curves for x, _ in curve.points}))
+        axes.grid(visible=True, linewidth=0.4, color=colours["--line"])
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel(x_label, fontsize=8, color=colours["--ink"])
+    figure.supylabel(y_label, fontsize=8, color=colours["--ink"])
+    columns = min(len(shown), 5)
+    figure.legend(
+        handles=list(shown.values()), labels=list(shown), loc="outside lower center", ncols=columns, frameon=False
+    )
+    return figure
 
 
 def _settings(title: str) -> dict[Any, Any]:

@@ -57,7 +57,7 @@ def _ggml(x: torch.Tensor, name: str) -> torch.Tensor:
     rows, K = x.shape
     source = np.ascontiguousarray(x.cpu().numpy(), dtype=np.float32)
     stored = np.empty((rows, K // block * nbytes), np.uint8)
-    written = _library().ggml_quantize_chunk(
+    written = ggml().ggml_quantize_chunk(
         int(kind), source.ctypes.data, stored.ctypes.data, 0, rows, K, None
     )  # fmt: skip
     if written != stored.nbytes:
@@ -66,7 +66,7 @@ def _ggml(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def ggml() -> ctypes.CDLL:
     """The ggml that llama-cpp-python brings, opened without importing it."""
     spec = importlib.util.find_spec("llama_cpp")
     folders = [] if spec is None else [Path(place) / "lib" for place in spec.submodule_search_locations or ()]

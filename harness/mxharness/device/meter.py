@@ -1,4 +1,4 @@
-"""A device that counts the bytes it gives out: what activations occupy, now and at most."""
+"""A device that counts the bytes it gives out, what activations occupy now and at most, and the kernels it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Another device, and the bytes of what it allocated and uploaded that are still held by some tensor."""
+    """Another device, the bytes of what it allocated and uploaded that some tensor still holds, and its launches."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -25,6 +25,8 @@ class Meter:
         """Bytes now."""
         self.peak = 0
         """Bytes at most, so far."""
+        self.launches = 0
+        """Kernels, so far."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """As the device's, counted."""
@@ -37,7 +39,8 @@ class Meter:
     def launch(
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
-        """As the device's."""
+        """As the device's, counted."""
+        self.launches += 1
         self._device.launch(source, kernel, grid, block, *arguments)
 
     def synchronize(self) -> None:

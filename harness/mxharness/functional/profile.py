@@ -7,10 +7,8 @@ each call.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from statistics import median, quantiles
 
 import torch
@@ -20,11 +18,13 @@ from mxharness.errors import UserError
 from mxharness.functional.common import check_activations, check_pair, check_weight, device_of, integer
 from mxharness.functional.gemm import gemm
 from mxharness.mxfp4 import Quantized
+from mxharness.timing import capture, check_captured, check_written, copies_for, elapsed, unwritten
 
-_WORKING_SET = 160 << 20
-"""Bytes that the rotating copies reach together: three times the L2 cache of an H100 (50 MB)."""
-_MAX_COPIES = 512
-"""Of tensors so small that the copies fit in the cache all the same; a profile says how many there were."""
+_KNOWN = {
+    "NVIDIA H100 80GB HBM3": (3.05e12, 844e12, "3.05 TB/s read and 844 TFLOP/s in bfloat16, the best seen on one"),
+}
+"""By GPU, bandwidth (3.35 TB/s by the data sheet) and matrix rate (989 TFLOP/s): of the best read-only kernel and the
+best bf16 product of any library and size measured there."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,9 @@ def ceilings(device: torch.device) -> Ceilings:
     if device.type != "cuda":
         return _measured_on_cpu()
     name = torch.cuda.get_device_name(device)
-    if name == "NVIDIA H100 80GB HBM3":
-        # Both measured on this GPU: the best read-only kernel (3.35 TB/s by the data sheet), and the best bf16 product
-        # of any library and size (989 TFLOP/s by the data sheet).
-        return Ceilings(3.05e12, 844e12, f"{name}: 3.05 TB/s read and 844 TFLOP/s in bfloat16, the best seen on one")
+    if name in _KNOWN:
+        bandwidth, rate, source = _KNOWN[name]
+        return Ceilings(bandwidth, rate, f"{name}: {source}")
     return _measured_on_cuda(device)
 
 
@@ -160,21 +159,6 @@ def _measured_on_cuda(device: torch.device) -> Ceilings:
     )
 
 
-def elapsed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: between events on the current stream of a GPU, by the wall clock on the CPU."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    event = partial(torch.cuda.Event, enable_timing=True)
-    before, after = event(), event()
-    before.record()
-    function()
-    after.record()
-    after.synchronize()
-    return float(before.elapsed_time(after)) / 1e3
-
-
 def _cpu_times(
     x: torch.Tensor, weight: Quantized, out_dtype: torch.dtype | None, nbytes: int, repeats: int, device: Device
 ) -> tuple[list[float], str]:
@@ -186,25 +170,15 @@ def _cuda_times(
     x: torch.Tensor, weight: Quantized, out_dtype: torch.dtype | None, nbytes: int, repeats: int, device: Device
 ) -> tuple[list[float], str]:
     """Seconds of one call, from each replay of a graph that makes one call for every copy."""
-    copies = min(max(-(-_WORKING_SET // nbytes), 2), _MAX_COPIES)
+    copies = copies_for(nbytes)
     operands = [(x.clone(), Quantized(*(part.clone() for part in weight))) for _ in range(copies)]
     device.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # The kernels go to the device's stream, which is torch's current one: it is this stream that must be captured,
-    # or the graph would be empty.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        outputs = [gemm(a, w, out_dtype=out_dtype, device=device) for a, w in operands]
-    # An empty graph would time nothing: outputs are filled here, so equal ones prove that the kernels were captured.
-    wanted = gemm(x, weight, out_dtype=out_dtype, device=device)
-    for output in outputs:
-        output.fill_(float("nan"))
-    graph.replay()
+    captured = capture(lambda i: gemm(*operands[i], out_dtype=out_dtype, device=device), copies)
+    check_captured(captured.nodes, copies, copies)
+    for output in captured.outputs:
+        output.copy_(unwritten(output))
+    captured.graph.replay()
     device.synchronize()
-    if not all(torch.equal(_bits(output), _bits(wanted)) for output in outputs):
-        raise UserError("the CUDA graph did not capture the kernels: its outputs are not those of gemm")
-    times = [elapsed(graph.replay, x.device) / copies for _ in range(repeats)]
+    check_written(captured.outputs, [gemm(x, weight, out_dtype=out_dtype, device=device)], exact=True)
+    times = [elapsed(captured.graph.replay, x.device) / copies for _ in range(repeats)]
     return times, f"CUDA graph of {copies} calls over rotating copies, {copies * nbytes / 2**20:.0f} MiB in all"
-
-
-def _bits(y: torch.Tensor) -> torch.Tensor:
-    return y.view(torch.int32 if y.dtype == torch.float32 else torch.int16)

@@ -63,7 +63,8 @@ def bench(
             progress(row)
     last = found[-1]
     rows = {key: row for one in found for key, row in one.rows.items()}
-    return replace(last, rows=rows, filters=filters, seconds=time.monotonic() - started)
+    failed = {key: why for one in found for key, why in one.failed.items()}
+    return replace(last, rows=rows, failed=failed, filters=filters, seconds=time.monotonic() - started)
 
 
 def _child(threads: int, chosen: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 import torch
@@ -15,7 +15,7 @@ from mxharness.bench.result import Bench, Peer, Row
 from mxharness.bench.work import Rival, Work, floor_seconds, released
 from mxharness.device import Device
 from mxharness.device.meter import Meter
-from mxharness.errors import KernelFailure
+from mxharness.errors import KernelFailure, UserError
 from mxharness.functional.profile import Ceilings, ceilings
 from mxharness.timing import Call, Subject, Timer, Times, bits, clock_times, graph_times
 
@@ -38,17 +38,23 @@ def bench(
     """Measure entries on a device, one after another.
 
     timer: by default CUDA graphs on a GPU and a clock on the CPU. limits: by default those known or measured of the
-    device. progress is told each row. Raises KernelFailure where a graph does not hold what was called.
+    device. progress is told each row. A row that fails, as one whose graph does not hold what was called, is named.
     """
     timer = timer or (graph_times if device.torch_device.type == "cuda" else clock_times)
     limits = limits or ceilings(device.torch_device)
     started, clock = datetime.now(UTC), time.monotonic()
     bandwidth = _copy_bandwidth(device, timer, limits)
     meter = Meter(device)
-    rows = {}
-    for row in _rows(meter, entries, timer, limits, budget):
+    rows, failed = {}, {}
+    for entry in entries:
+        try:
+            row = measure(entry, meter, timer, limits, budget)
+        except (KernelFailure, UserError) as error:
+            failed[entry.key] = str(error)
+            continue
         rows[row.key] = row
         progress(row)
+    released()
     facts = environment.describe(device)
     return Bench(
         device_class=device.device_class,
@@ -61,15 +67,8 @@ def bench(
         environment=facts,
         rows=rows,
         filters=filters,
+        failed=failed,
     )
-
-
-def _rows(device: Meter, entries: Iterable[Entry], timer: Timer, limits: Ceilings, budget: float) -> Iterator[Row]:
-    try:
-        for entry in entries:
-            yield measure(entry, device, timer, limits, budget)
-    finally:
-        released()
 
 
 def measure(entry: Entry, device: Meter, timer: Timer, limits: Ceilings, budget: float = _BUDGET) -> Row:

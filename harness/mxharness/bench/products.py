@@ -36,9 +36,10 @@ def dequantize(device: Device, shape: tuple[int, ...], rows: int, dtype: str) ->
     kind = DTYPES[dtype]
     stored = weights(device, (N, K), copies_for(packed_bytes(N, K)))
     nbytes = packed_bytes(N, K) + kind.itemsize * N * K
+    copies = min(len(stored), copies_for(nbytes))
     return Work(
-        call=lambda i: functional.dequantize(stored[i % len(stored)], kind, device=device),
-        copies=min(len(stored), copies_for(nbytes)),
+        call=lambda i: functional.dequantize(stored[i % copies], kind, device=device),
+        copies=copies,
         nbytes=nbytes,
         flops=0,
         golden=exact(Quantized(*(part[:SOME_ROWS] for part in stored[0])))[:, :SOME_COLUMNS],

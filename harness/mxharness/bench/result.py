@@ -98,11 +98,13 @@ class Bench:
     rows: Mapping[str, Row]
     filters: tuple[str, ...] = ()
     """What narrowed the rows on purpose."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Rows that could not be measured, and why."""
 
     @property
     def sound(self) -> bool:
-        """Every row is."""
-        return all(row.sound for row in self.rows.values())
+        """There are rows, every one is sound, and none failed."""
+        return bool(self.rows) and not self.failed and all(row.sound for row in self.rows.values())
 
 
 def text(bench: Bench) -> str:
@@ -117,6 +119,7 @@ def text(bench: Bench) -> str:
         "copy_bandwidth": _rounded(bench.copy_bandwidth),
         "environment": dict(bench.environment),
         "filters": list(bench.filters),
+        "failed": dict(bench.failed),
     }
     return rows_text(head, "rows", {key: _packed(row) for key, row in bench.rows.items()})
 

@@ -67,6 +67,8 @@ def absent(bench: Bench) -> dict[str, str]:
 def verdict(bench: Bench) -> str:
     """PASS or FAIL: whether bits repeat and do not depend on the batch."""
     bad = [row.key for row in bench.rows.values() if not row.sound]
+    if bench.failed:
+        return f"FAIL: {'; '.join(f'{key}: {why}' for key, why in bench.failed.items())}"
     if bad:
         return f"FAIL: bits that do not repeat, or that depend on the batch: {', '.join(bad)}"
     return f"PASS: {counted(len(bench.rows), 'row')} with bits that repeat and do not depend on the batch"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import torch
 
 from mxharness import environment
+from mxharness.bench import peers
 from mxharness.bench.entries import Entry
 from mxharness.bench.products import COPY, copying
 from mxharness.bench.result import Bench, Peer, Row
@@ -55,6 +56,7 @@ def bench(
         rows[row.key] = row
         progress(row)
     released()
+    peers.released()
     facts = environment.describe(device)
     return Bench(
         device_class=device.device_class,
@@ -90,12 +92,12 @@ def measure(entry: Entry, device: Meter, timer: Timer, limits: Ceilings, budget:
     own = times.pop("")
     if isinstance(own, str):
         raise KernelFailure(f"{entry.key} {own}")
-    peers = {}
+    measured = {}
     for name, found in times.items():
         if isinstance(found, str):
             absent[name] = found
         else:
-            peers[name] = Peer(found, errors[name])
+            measured[name] = Peer(found, errors[name])
     return Row(
         op=entry.op,
         shape=entry.label,
@@ -111,7 +113,7 @@ def measure(entry: Entry, device: Meter, timer: Timer, limits: Ceilings, budget:
         repeatable=repeats(work.call, REPEATS),
         invariant=None if work.alone is None else _invariant(work, first),
         reference=work.reference,
-        peers=peers,
+        peers=measured,
         absent=absent,
     )
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from statistics import median, quantiles
 from typing import Any, Protocol
 
 import torch
 
 from mxharness.errors import KernelFailure
+from mxharness.figures import Timing, timing
 
 Call = Callable[[int], torch.Tensor]
 """Makes the i-th call, on the copies that are its turn; what it computed."""
@@ -39,33 +39,6 @@ _WORK = {0, 1, 2}
 """Nodes of a graph that do something: kernels, copies, fills (CUgraphNodeType)."""
 _NOT_WRITTEN = {torch.uint8: 0xA5, torch.int32: -7, torch.int64: -7}
 """What no call gives throughout; NaN for floats."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Microseconds of one call."""
-
-    us: float
-    """The median of the repeats."""
-    low: float
-    high: float
-    """First and last decile of the repeats."""
-    repeats: int
-    """Of which each is one replay of a graph, or one call on the CPU."""
-    calls: int = 1
-    """In a repeat."""
-
-    @property
-    def spread(self) -> float:
-        """Between the deciles, as a share of the median."""
-        return (self.high - self.low) / self.us
-
-
-def timing(seconds: Sequence[float], calls: int = 1) -> Timing:
-    """The timing of repeats that took so long, each of so many calls; at least 2."""
-    each = [1e6 * one / calls for one in seconds]
-    deciles = quantiles(each, n=10, method="inclusive")
-    return Timing(median(each), deciles[0], deciles[-1], len(each), calls)
 
 
 @dataclass(frozen=True)

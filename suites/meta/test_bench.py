@@ -9,17 +9,17 @@ import re
 
 import pytest
 import torch
-from mxharness import cli, timing
+from mxharness import cli, figures, timing
 from mxharness.bench import compare, entries, host, layers, measure, peers, result, table, work
 from mxharness.bench.entries import ENTRIES, Entry
 from mxharness.bench.work import Rival
 from mxharness.device import open_device
 from mxharness.device.meter import Meter
 from mxharness.errors import KernelFailure, UserError
+from mxharness.figures import Ceilings, Timing
 from mxharness.functional import ffn_forward, gemm
-from mxharness.functional.profile import Ceilings
 from mxharness.report import speed
-from mxharness.timing import Subject, Timing
+from mxharness.timing import Subject
 
 LIMITS = Ceilings(bandwidth=1e9, matrix_rate=1e12, source="a device that is told")
 TINY = {
@@ -76,7 +76,7 @@ def replayed(subjects, least_seconds, budget):
 
 def entry(op, rows=5, dtype="bf16"):
     build = next(one.build for one in ENTRIES if one.op == op)
-    return Entry(op, TINY[op], 0 if op in ("dequantize", "quantize") else rows, dtype, build)
+    return Entry(op, "axes", TINY[op], 0 if op in ("dequantize", "quantize") else rows, dtype, build)
 
 
 def record(*rows, **changes: object):
@@ -97,6 +97,7 @@ def row(us=10.0, spread=0.02, rows=16, **changes: object):
     made = result.Row(
         op="gemm",
         shape="4096x4096",
+        axes="N K",
         rows=rows,
         variant="bf16",
         timing=Timing(us, us * (1 - spread / 2), us * (1 + spread / 2), 60, 40),
@@ -121,13 +122,13 @@ def row(us=10.0, spread=0.02, rows=16, **changes: object):
 def test_there_is_a_row_for_every_shape_of_the_peers_and_every_operator_and_each_has_a_name_of_its_own():
     keys = [one.key for one in ENTRIES]
     assert len(set(keys)) == len(keys)
-    assert {one.op for one in ENTRIES} == set(TINY) == set(entries.AXES)
+    assert {one.op for one in ENTRIES} == set(TINY)
     products = {(one.shape, one.rows, one.dtype) for one in ENTRIES if one.op == "gemm"}
     assert len(products) == len(entries.SHAPES) * 7 * 2
     assert {(one.shape[0], one.rows) for one in ENTRIES if one.op == "moe"} == {
         (experts, tokens) for experts in (32, 128) for tokens in (1, 16, 256, 2048)
     }
-    assert all(len(one.shape) == len(entries.AXES[one.op].split()) for one in ENTRIES)
+    assert all(len(one.shape) == len(one.axes.split()) for one in ENTRIES)
 
 
 def test_selection_by_operator_shape_rows_and_the_quick_few():
@@ -207,7 +208,7 @@ def test_a_kernel_that_is_wrong_unsteady_or_depends_on_its_batch_shows(meter, fe
         return right.call(i) * (1 + len(calls))
 
     def row_of(**changes: object):
-        wrong = Entry("gemm", TINY["gemm"], 5, "bf16", lambda *_: dataclasses.replace(right, **changes))
+        wrong = Entry("gemm", "N K", TINY["gemm"], 5, "bf16", lambda *_: dataclasses.replace(right, **changes))
         return measure.measure(wrong, meter, told, LIMITS)
 
     assert row_of(call=lambda i: right.call(i) * 2).error == pytest.approx(1, rel=0.01)
@@ -224,7 +225,7 @@ def test_a_rival_that_fails_is_named_and_one_that_is_wrong_shows_its_error(meter
         raise RuntimeError("needs another GPU")
 
     rivals = {"broken": Rival(broken, 2), "half": Rival(lambda i: right.call(i) / 2, 2)}
-    made = Entry("gemm", TINY["gemm"], 5, "bf16", lambda *_: dataclasses.replace(right, rivals=rivals))
+    made = Entry("gemm", "N K", TINY["gemm"], 5, "bf16", lambda *_: dataclasses.replace(right, rivals=rivals))
     found = measure.measure(made, meter, told, LIMITS)
     assert found.absent["broken"] == "fails: RuntimeError: needs another GPU"
     assert found.peers["half"].error == pytest.approx(0.5, rel=0.01)
@@ -237,7 +238,7 @@ def test_what_cannot_be_timed_is_named_and_the_own_kernel_is_a_failure(meter, fe
     def untimed(subjects, least_seconds, budget):
         return {name: "cannot be timed" if name == "cuBLAS" else Timing(1, 1, 1, 2) for name in subjects}
 
-    made = Entry("gemm", TINY["gemm"], 5, "bf16", lambda *_: right)
+    made = Entry("gemm", "N K", TINY["gemm"], 5, "bf16", lambda *_: right)
     found = measure.measure(made, meter, untimed, LIMITS)
     assert found.absent["cuBLAS"] == "cannot be timed"
     assert found.ratio is None
@@ -250,7 +251,7 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(few_copies, monke
         raise KernelFailure("a kernel failed on the GPU")
 
     monkeypatch.setattr(measure, "_COPIED", 1 << 10)
-    chosen = [Entry("gemm", (64, 64), 1, "bf16", broken), entry("gemm")]
+    chosen = [Entry("gemm", "N K", (64, 64), 1, "bf16", broken), entry("gemm")]
     found = measure.bench(open_device("host"), chosen, timer=told, limits=LIMITS)
     assert list(found.rows) == ["gemm 48x64 5 bf16"]
     assert dict(found.failed) == {"gemm 64x64 1 bf16": "a kernel failed on the GPU"}
@@ -319,7 +320,7 @@ def test_subjects_take_turns_and_each_call_is_on_the_next_copy():
 
 
 def test_a_timing_is_the_median_of_its_repeats_and_their_deciles():
-    found = timing.timing([i * 1e-5 for i in range(1, 12)], calls=10)
+    found = figures.timing([i * 1e-5 for i in range(1, 12)], calls=10)
     assert (found.us, found.low, found.high) == pytest.approx((6.0, 2.0, 10.0))
     assert found.spread == pytest.approx(8 / 6)
     assert (found.repeats, found.calls) == (11, 10)
@@ -477,7 +478,7 @@ def test_a_host_bench_that_ends_badly_says_why(monkeypatch, tmp_path):
 
 
 def test_the_host_quantises_as_torchao_does_and_as_ggml_does_but_for_ties(meter, few_copies):
-    small = Entry("quantize", (64, 256), 0, "fp32", host.ENTRIES[0].build)
+    small = Entry("quantize", "N K", (64, 256), 0, "fp32", host.ENTRIES[0].build)
     found = measure.measure(small, meter, told, LIMITS)
     assert (found.error, found.sound) == (0, True)
     assert all(peer.error < 0.02 for peer in found.peers.values())
@@ -487,7 +488,7 @@ def test_the_host_quantises_as_torchao_does_and_as_ggml_does_but_for_ties(meter,
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_the_host_multiplies_in_both_modes(mode, meter, few_copies):
     build = next(one.build for one in host.ENTRIES if one.dtype == f"bf16 {mode}")
-    found = measure.measure(Entry("gemm", (48, 64), 5, f"bf16 {mode}", build), meter, told, LIMITS)
+    found = measure.measure(Entry("gemm", "N K", (48, 64), 5, f"bf16 {mode}", build), meter, told, LIMITS)
     assert found.sound
     assert found.error < 0.003
     assert found.peers["torch float32"].error < 1e-6

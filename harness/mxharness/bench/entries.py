@@ -18,6 +18,8 @@ class Entry:
     """A row that can be measured."""
 
     op: str
+    axes: str
+    """What the sizes of the shape are, "N K"."""
     shape: tuple[int, ...]
     rows: int
     """Activations' rows, tokens or sequences; 0 where there are none beside the shape."""
@@ -90,12 +92,10 @@ _SPECS = (
     _Spec("kv_append_mxfp4", "Hkv D S", attending.kv_append_mxfp4, ((8, 128, 4096),), (1, 64)),
     _Spec("moe", "E H I", layers.moe, _EXPERTS, (1, 16, 256, 2048), quick=(1, 256)),
 )
-AXES = {spec.op: spec.axes for spec in _SPECS}
-"""By operator, what the sizes of its shape are."""
-
 ENTRIES = tuple(
     Entry(
         spec.op,
+        spec.axes,
         shape,
         rows,
         dtype,

@@ -261,10 +261,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 _SIZES = (((256, 4096), True), ((1024, 4096), False))
 ENTRIES = (
-    *(Entry("quantize", shape, 0, "fp32", _quantize, quick) for shape, quick in _SIZES),
-    *(Entry("dequantize", shape, 0, "fp32", _dequantize, quick) for shape, quick in _SIZES),
+    *(Entry("quantize", "N K", shape, 0, "fp32", _quantize, quick) for shape, quick in _SIZES),
+    *(Entry("dequantize", "N K", shape, 0, "fp32", _dequantize, quick) for shape, quick in _SIZES),
     *(
-        Entry("gemm", (1024, 1024), rows, f"bf16 {mode}", _gemm, rows == 32)
+        Entry("gemm", "N K", (1024, 1024), rows, f"bf16 {mode}", _gemm, rows == 32)
         for mode in ("exact", "fast")
         for rows in (1, 32, 256)
     ),

@@ -17,7 +17,8 @@ from mxharness.bench.work import Rival, Work, floor_seconds, released
 from mxharness.device import Device
 from mxharness.device.meter import Meter
 from mxharness.errors import KernelFailure, UserError
-from mxharness.functional.profile import Ceilings, ceilings
+from mxharness.figures import Ceilings
+from mxharness.functional.profile import ceilings
 from mxharness.timing import Call, Subject, Timer, Times, bits, clock_times, graph_times
 
 REPEATS = 20
@@ -101,6 +102,7 @@ def measure(entry: Entry, device: Meter, timer: Timer, limits: Ceilings, budget:
     return Row(
         op=entry.op,
         shape=entry.label,
+        axes=entry.axes,
         rows=entry.rows,
         variant=entry.dtype,
         timing=own,

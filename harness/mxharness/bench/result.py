@@ -10,8 +10,7 @@ from typing import Any
 from mxharness import paths
 from mxharness.document import Labelled, parse_document, revived, rows_text, write_atomically
 from mxharness.errors import UserError
-from mxharness.functional.profile import Ceilings
-from mxharness.timing import Timing
+from mxharness.figures import Ceilings, Timing
 
 KIND = "bench record"
 
@@ -31,6 +30,8 @@ class Row:
 
     op: str
     shape: str
+    axes: str
+    """What its sizes are, "N K"."""
     rows: int
     """0 where there are none beside the shape."""
     variant: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mxharness.bench.entries import AXES
 from mxharness.bench.result import Bench, Row
 from mxharness.wording import counted
 
@@ -26,7 +25,7 @@ def _order(row: Row) -> tuple[str, str, tuple[int, ...], int]:
 def columns(rows: Sequence[Row]) -> tuple[str, ...]:
     """Of one operator's table: what is measured of every kernel, then every peer that some row has."""
     peers = dict.fromkeys(name for row in rows for name in row.peers)
-    return (AXES.get(rows[0].op, "shape"), "rows", "type", *_FIXED, *peers)
+    return (rows[0].axes, "rows", "type", *_FIXED, *peers)
 
 
 def cells(row: Row, names: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
+from mxharness.figures import Ceilings
 from mxharness.functional.common import check_activations, check_pair, check_weight, device_of, integer
 from mxharness.functional.gemm import gemm
 from mxharness.mxfp4 import Quantized
@@ -25,18 +26,6 @@ _KNOWN = {
 }
 """By GPU, bandwidth (3.35 TB/s by the data sheet) and matrix rate (989 TFLOP/s): of the best read-only kernel and the
 best bf16 product of any library and size measured there."""
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What a device can do at most, and where these numbers come from."""
-
-    bandwidth: float
-    """Bytes per second."""
-    matrix_rate: float
-    """Floating point operations per second of a matrix product."""
-    source: str
-    """The device, and how each of the two was found."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Entry = dict[str, object]
 LABELS = ("name", "text", "protocol", "weights", "activations")
 """What tells one perplexity from another."""
 
-_VOLATILE = {"passed", "message", "gate", "seconds", "tokens_per_second"}
+_VOLATILE = {"passed", "message", "command", "gate", "seconds", "tokens_per_second"}
 _ENVIRONMENT = "environment"
 _PERPLEXITY, _TOLERANCES = "perplexity", "tolerances"
 _FAULTS, _KERNELS = "faults", "kernels"

@@ -78,6 +78,11 @@ def commit(folder: Path | None) -> str:
     return head + ("+dirty" if changed else "")
 
 
+def unit(device: Device) -> str:
+    """What does a device's arithmetic: the model name of the GPU, or of the processor."""
+    return _cpu() if device.name == "host" else _gpu()["gpu"]
+
+
 def _gpu() -> dict[str, str]:
     """Name and driver of the first GPU that CUDA sees, as nvidia-smi tells them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()

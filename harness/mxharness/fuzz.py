@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mxharness.op import Op, Outcome
+from mxharness.repeat import of_random
 
 if TYPE_CHECKING:
     import pytest
@@ -54,6 +55,8 @@ class FuzzRow:
     largest: float = 0.0
     """Largest error / bound of all of them."""
     seed: int = 0
+    command: str = ""
+    """What to type to draw the same cases again; none in records of before 0.6."""
 
     @property
     def bounded(self) -> int:
@@ -69,10 +72,17 @@ class FuzzRow:
 class Tally:
     """Counts one test's random cases; what it holds travels with the test's report."""
 
-    def __init__(self, node: pytest.Item) -> None:
+    def __init__(self, node: pytest.Item, device: str) -> None:
+        """device: "host" or "cuda"."""
         op, part = node.callspec.params["op"], node.callspec.params["part"]  # type: ignore[attr-defined]  # a Function
-        self._row: dict[str, Any] = asdict(FuzzRow(op.name, planned=part.examples, seed=part.seed))
+        command = of_random(device, node.nodeid, op.name, node.config.option.fuzz, part.seed)
+        self._row: dict[str, Any] = asdict(FuzzRow(op.name, planned=part.examples, seed=part.seed, command=command))
         node.user_properties.append(("fuzz", self._row))
+
+    @property
+    def planned(self) -> int:
+        """Random cases asked for."""
+        return int(self._row["planned"])
 
     def add(self, outcomes: Sequence[Outcome], *, refused: bool) -> None:
         """Count a case that no gate found wrong."""
@@ -106,6 +116,7 @@ def merged(rows: Iterable[Mapping[str, Any]]) -> tuple[FuzzRow, ...]:
             },
             largest=max(before.largest, row.largest),
             seed=row.seed,
+            command=before.command or row.command,
         )
     return tuple(found[op] for op in sorted(found))
 

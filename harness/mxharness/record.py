@@ -43,6 +43,8 @@ class Failure:
     id: str
     """pytest node id."""
     message: str
+    command: str = ""
+    """What to type to run it again; none in records of before 0.6."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ class RunRecord:
     skipped: tuple[Skip, ...] = ()
     perplexity: tuple[Labelled, ...] = ()
     """Per model and text: name, text, protocol, weights, activations, perplexity, tokens_per_second, hashes;
-    kl, same_word and gate are what the gate found; `passed` (bool) and `message` are the verdict."""
+    kl, same_word and gate are what the gate found; `passed` (bool) and `message` the verdict; command repeats it."""
     faults: tuple[Labelled, ...] | None = None
-    """Per planted fault: name, caught (bool), detector. None: not run."""
+    """Per planted fault: name, caught (bool), detector, command. None: not run."""
     kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By "file kernel", what the compiler spent on it: see device.resources; empty on the host and before 0.5."""
     tests: OtherTests = OtherTests()
@@ -167,7 +169,8 @@ def _coverage_reasons(record: RunRecord) -> list[str]:
     reasons = [record.incomplete] if record.incomplete else []
     if record.coverage:
         reasons += coverage.reasons(record.coverage)
-    if record.selected <= 0 or record.executed <= 0:
+    other = record.filters and record.tests.passed and not record.selected  # what was asked for are no checks
+    if min(record.selected, record.executed) <= 0 and not other:
         reasons.append("no check executed")
     elif record.executed < record.selected and record.coverage is None:  # which names them
         reasons.append(f"{record.selected - record.executed} of {record.selected} selected checks did not execute")

@@ -147,7 +147,7 @@ def test_an_unknown_gate_is_refused(run, tmp_path):
 
 def test_a_skipped_check_fails_the_run(run, tmp_path):
     code, output, _ = run(
-        tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant"
+        tmp_path, GOOD.replace("    check(", "    pytest.skip('no time')\n    check("), "--op", "dequant", "-v"
     )
     assert code == 1
     assert "did not happen: no time" in output

@@ -18,7 +18,6 @@ from mxharness.commands.running import Request, execute, require_baseline, write
 if TYPE_CHECKING:
     from mxharness.changes import Change
     from mxharness.drift import Comparison
-    from mxharness.record import RunRecord
 
 _run_option = click.option(
     "--run",
@@ -26,7 +25,7 @@ _run_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Take this run.json instead of running everything now.",
 )
-_out_option = click.option("--out", **common.out_settings, help="Where a run made now puts run.json and report.html.")
+_out_option = click.option("--out", **common.out_settings, help=f"Where a run made now puts {common.FILES}.")
 _no_perplexity_option = click.option("--no-perplexity", is_flag=True, help="Leave the model out of a run made now.")
 
 
@@ -81,6 +80,7 @@ def create(
     """
     from mxharness import baseline as store
     from mxharness import record
+    from mxharness.blessing import weigh
 
     def check(device_class: str) -> None:
         store.refuse_taken(device_class, name, at, replace=replace)
@@ -99,22 +99,23 @@ def create(
             else:
                 click.echo(f"{verdict.first_line}\nnothing was blessed")
             return common.MISMATCH
-    before, changes, grown = _blessed(name, found, at)
-    if grown and not accepted:
+    weighed = weigh(name, found, at)
+    versions.print_damaged(weighed.damaged, err=True)  # one that is damaged must not keep its own successor
+    if weighed.grown and not accepted:
         if as_json:
-            common.print_json({"passed": False, "verdict": _GROWN, "baseline": None, "grown": dict(grown)})
+            common.print_json({"passed": False, "verdict": _GROWN, "baseline": None, "grown": dict(weighed.grown)})
         else:
-            common.print_table("Grown", ("what", "how"), grown)
+            common.print_table("Grown", ("what", "how"), weighed.grown)
             click.echo(f"{_GROWN}\nnothing was blessed")
         return common.MISMATCH
     path = store.create(name, found, replace=replace, root=at, accepted=accepted)
     checks = len(store.entries(found))
     if as_json:
         document = {"passed": True, "baseline": f"{found.device_class}/{name}", "path": path, "checks": checks}
-        rows = [dataclasses.asdict(change) for change in changes if change.status != "same"]
-        common.print_json({**document, "before": before, "changes": rows})
+        rows = [dataclasses.asdict(change) for change in weighed.changes if change.status != "same"]
+        common.print_json({**document, "before": weighed.against, "changes": rows})
     else:
-        _print_changes(f"Blessed, against {before}", changes, _SHOWN)
+        _print_changes(f"Blessed, against {weighed.against}", weighed.changes, _SHOWN)
         click.echo(f"blessed {checks} checks as {found.device_class}/{name}; review and commit {path}")
     return common.PASS
 
@@ -199,28 +200,6 @@ def _print_changes(title: str, changes: Sequence[Change], most: int | None = Non
         common.print_table(title, ("status", "check", "what"), rows)
     if most is not None and len(moved) > most:
         click.echo(f"and {len(moved) - most:,} more")
-
-
-def _blessed(
-    name: str, found: RunRecord, at: str | None
-) -> tuple[str | None, tuple[Change, ...], list[tuple[str, str]]]:
-    """Which baseline it is held against, the one in its place or the newest of its class; what differs; what grew."""
-    from mxharness import baseline as store
-    from mxharness import changes, drift, history
-
-    surveyed = store.survey(found.device_class, at)
-    versions.print_damaged(surveyed.damaged, err=True)  # one that is damaged must not keep its own successor
-    there = history.in_order(surveyed.versions)
-    if not there:
-        return None, (), []
-    before = next((one for one in there if one.name == name), there[-1])
-    after = store.of(found)
-    grown = drift.overgrown(after, [one for one in there if one.name != name])
-    return (
-        f"{before.device_class}/{before.name}",
-        changes.between(before, after),
-        [(series.key, growth.sentence(series.quantity)) for series, growth in grown],
-    )
 
 
 def _request(device: str, out: Path, no_perplexity: bool, quiet: bool) -> Request:

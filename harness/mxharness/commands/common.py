@@ -53,6 +53,8 @@ protocol_option = click.option(
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), metavar="TOKENS", help="Use the text's first TOKENS tokens only."
 )
+FILES = "run.json, report.html, junit.xml, run.csv and summary.md"
+"""What a run leaves (docs/report.md)."""
 out_settings: dict[str, Any] = {
     "type": click.Path(path_type=Path, file_okay=False),
     "default": Path("mxharness-out"),

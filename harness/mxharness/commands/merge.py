@@ -15,7 +15,7 @@ from mxharness.errors import UserError
 
 @click.command()
 @click.argument("run_json", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", **common.out_settings, help="Where run.json and report.html of the whole go.")
+@click.option("--out", **common.out_settings, help=f"Where {common.FILES} of the whole go.")
 @common.json_option
 def merge(run_json: tuple[Path, ...], out: Path, as_json: bool) -> int:
     """Put the shards of one run together.

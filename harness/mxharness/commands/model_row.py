@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mxharness.commands.perplexity import ACTIVATIONS, load, original_of
 from mxharness.errors import KernelFailure
 from mxharness.protocols import DEFAULT_PROTOCOL, DEFAULT_WINDOWS
+from mxharness.repeat import of_perplexity
 
 if TYPE_CHECKING:
     from mxharness.device import Device
@@ -35,6 +36,7 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
     checkpoint, words = load(model, "auto")
     reading = measuring.read(checkpoint, words)
     spans = select(reading.available, windows or DEFAULT_WINDOWS)
+    repeated = {"command": of_perplexity(opened.name, model, len(spans))}
     try:
         found = judged.on_windows(
             checkpoint, reading, opened, ACTIVATIONS, spans, original=original_of(model), progress=True
@@ -49,8 +51,9 @@ def row_of_run(model: str, device: str, windows: int | None) -> Labelled:
             "perplexity": math.nan,
             "passed": False,
             "message": str(error),
+            **repeated,
         }
-    return _row(found, reading, words, opened)
+    return {**_row(found, reading, words, opened), **repeated}
 
 
 def _row(found: judged.Measured, reading: Reading, words: Text, device: Device) -> Labelled:

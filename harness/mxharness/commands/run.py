@@ -45,7 +45,7 @@ def _seed(_context: click.Context, _parameter: click.Parameter, value: str) -> s
 @click.command()
 @common.device_option
 @click.option("--op", "ops", metavar="NAME", multiple=True, help="Only this operator, or all of FILE.cu; repeatable.")
-@click.option("--out", **common.out_settings, help="Where run.json and report.html go.")
+@click.option("--out", **common.out_settings, help=f"Where {common.FILES} go.")
 @click.option("--quick", is_flag=True, help="Fewer cases and shorter fuzzing; the verdict says so.")
 @click.option("-k", "expression", default="", metavar="EXPR", help="Only checks that match, as in pytest -k.")
 @click.option(

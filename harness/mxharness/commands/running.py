@@ -34,6 +34,8 @@ HOST_WINDOWS = 8
 """Windows of text on the host device: seconds of the embedded model, minutes of SmolLM2, on two cores."""
 FUZZ = 40
 """Random cases of every operator in a whole run."""
+REGRESSION = "test_regression.py"
+"""The suite that holds bits against the newest baseline: a run that becomes the next one is not asked for the same."""
 MOST_WORKERS = 8
 """Each holds a torch of its own."""
 
@@ -107,16 +109,15 @@ def execute(request: Request, *checks: Callable[[str], None]) -> RunRecord:
     record.save(found, request.out / RECORD)  # an interrupt while the model is read loses no check
     if found.incomplete:
         return found
-    rows, skipped = _perplexity(request, opened.name)
-    found = dataclasses.replace(
-        found,
-        perplexity=rows,
-        kernels=_kernels(opened),
-        skipped=(*found.skipped, *skipped),
-        seconds=time.monotonic() - started,
-    )
+    found = dataclasses.replace(measured(found, request, opened), seconds=time.monotonic() - started)
     record.save(found, request.out / RECORD)
     return found
+
+
+def measured(found: RunRecord, request: Request, opened: Device) -> RunRecord:
+    """The suites' record with what they do not measure: a model's perplexity, what the compiler spent on kernels."""
+    rows, skipped = _perplexity(request, opened.name)
+    return dataclasses.replace(found, perplexity=rows, kernels=_kernels(opened), skipped=(*found.skipped, *skipped))
 
 
 def require_device(wanted: str) -> Callable[[str], None]:
@@ -170,7 +171,7 @@ def pytest_arguments(request: Request, device: str) -> list[str]:
         arguments += ["--known-failures", str(request.known_failures.absolute())]
     part = request.ops or request.expression or request.quick  # seconds, and each worker takes some to start
     arguments += ["-n", request.workers or ("0" if part else str(min(len(os.sched_getaffinity(0)), MOST_WORKERS)))]
-    left_out = ["meta", *(["test_regression.py"] if request.blessing else [])]
+    left_out = ["meta", *([REGRESSION] if request.blessing else [])]
     arguments += [part for name in left_out for part in ("--ignore", str(paths.suites() / name))]
     return [*arguments, str(paths.suites())]
 

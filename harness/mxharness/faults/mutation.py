@@ -29,6 +29,7 @@ from mxharness.faults.mutants import Mutant
 from mxharness.judge import digest
 from mxharness.op import Case, Op
 from mxharness.ops import OPS, find
+from mxharness.progress import counting
 from mxharness.sandbox import Lost, Sandbox, spread
 
 Verdict = Literal["killed", "does not compile", "equivalent", "listed", "survived"]
@@ -269,11 +270,13 @@ def run_mutants(
     def broken(tried: Tried) -> bool:
         return spent({tried.detector}, device_name)
 
-    for (mutant, _), tried in spread(try_mutant, left, processes, LIMIT, broken):
-        done[mutant] = _of_the_lost(tried) if isinstance(tried, Lost) else tried
-        if out:
-            with out.open("a") as stream:
-                stream.write(_line(_result(mutant, done[mutant])))
+    with counting("mutants", len(left)) as advance:
+        for (mutant, _), tried in spread(try_mutant, left, processes, LIMIT, broken):
+            done[mutant] = _of_the_lost(tried) if isinstance(tried, Lost) else tried
+            advance(1)
+            if out:
+                with out.open("a") as stream:
+                    stream.write(_line(_result(mutant, done[mutant])))
     results = [_result(mutant, done[mutant]) for mutant in mutants]
     if out:
         out.write_text("".join(map(_line, results)))

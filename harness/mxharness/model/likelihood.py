@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mxharness.progress import counting
+
 if TYPE_CHECKING:
     from mxharness.model.runner import Runner
     from mxharness.protocols import Span
@@ -90,9 +92,15 @@ def progress_bar(name: str, windows: Sequence[Span]) -> Iterator[Callable[[int],
     """A bar on stderr with tokens/s, none without a name; the function it gives counts tokens."""
     from tqdm import tqdm
 
-    interval = 0.5 if sys.stderr.isatty() else 10
-    with tqdm(total=read(windows), desc=name, unit="tok", disable=not name, mininterval=interval) as bar:
-        yield bar.update
+    interval, total = 0.5 if sys.stderr.isatty() else 10, read(windows)
+    bar = tqdm(total=total, desc=name, unit="tok", disable=not name, mininterval=interval)
+    with bar, counting("tokens", total) as count:
+
+        def done(tokens: int) -> None:
+            bar.update(tokens)
+            count(tokens)
+
+        yield done
 
 
 def default_batch(runner: Runner) -> int:

@@ -11,26 +11,27 @@ import os
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mxharness.commands.running import DIARY, RECORD
+from mxharness.commands.running import DIARY, RECORD, REGRESSION
 from mxharness.errors import UserError
-from mxharness.plugin import fixtures, known, options
+from mxharness.plugin import against, fixtures, known, options, parameters, watch
 from mxharness.plugin.options import device_of, parameter
 from mxharness.plugin.session import Session
 
 if TYPE_CHECKING:
     from mxharness.manifest import Manifest
+    from mxharness.record import RunRecord
 
 _SESSION = pytest.StashKey[Session]()
 _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Take the fixtures and the known failures along."""
-    for module in (fixtures, known):
+    """Take the fixtures, the parameters and the known failures along."""
+    for module in (fixtures, parameters, known):
         pluginmanager.register(module, module.__name__)
 
 
@@ -55,11 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SESSION].whole = options.whole(config) and not options.limits(config)
     try:
         options.settle(config)
-        if config.getoption("--device") != "auto":
-            device_of(config)
+        if config.getoption("--device") != "auto" or config.getoption("--require-device"):
+            options.require(config, device_of(config).device_class)
         config.stash[_SESSION].known = known.of(config)
+        if not _is_worker(config):
+            against.settle(config)
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
+    config.stash[_SESSION].redrawn = ("--fuzz", str(config.option.fuzz), "--fuzz-seed", str(config.option.fuzz_seed))
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -85,61 +89,27 @@ def _gpus(config: pytest.Config) -> list[str]:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Where kernels run, which ones, and which gates cannot judge that device."""
-    from mxharness import facts
-    from mxharness.device.source import shipped
+    """Where kernels run, which ones, what is compared and demanded, and which gates cannot judge that device."""
+    from mxharness.plugin import header
 
     try:
-        device = device_of(config)
-        options.require(config, device.device_class)
+        return header.lines(config, _gpus(config) if getattr(config.option, "numprocesses", None) else [])
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
-    hashes = " ".join(f"{name} {shipped().digest(name)[:8]}" for name in shipped().names())
-    gpus = _gpus(config) if getattr(config.option, "numprocesses", None) else []
-    shared = f", workers share GPUs {', '.join(gpus)}" if len(gpus) > 1 else ""
-    where = f"mxharness: {device.device_class} ({device.arithmetic} arithmetic){shared}; kernels {hashes}"
-    lacking = facts.lacking(device.device_class)
-    return [where, f"mxharness: {lacking}"] if lacking else [where]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Leave a record that says the run did not end, for whoever looks after it was killed."""
+    """Watch long tests, and leave a record that says the run did not end, for whoever looks after it was killed."""
     config = session.config
-    if _is_worker(config) or config.option.collectonly or not config.getoption("--report"):
+    if _is_worker(config) or config.option.collectonly:
+        return
+    if seen := watch.of(config):
+        config.pluginmanager.register(seen, "mxharness-watch")
+    if not config.getoption("--report"):
         return
     found = config.stash[_SESSION]
     _save(config, incomplete="the run did not end")
     found.diary = Path(config.getoption("--report")) / DIARY
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise over operators: `op` alone, or (op, case, gate) under the gates that a mark `gates` names."""
-    from mxharness import fuzz
-    from mxharness.judge import gates
-    from mxharness.op import Gate
-    from mxharness.ops import OPS
-
-    mark = metafunc.definition.get_closest_marker("gates")
-    if mark is not None:
-        unknown = set(mark.args) - set(get_args(Gate))
-        if unknown or not mark.args:
-            raise pytest.UsageError(
-                f"{metafunc.definition.nodeid}: no gate {', '.join(sorted(unknown)) or 'named'}; there are "
-                f"{', '.join(get_args(Gate))}"
-            )
-        checks = [
-            pytest.param(op, case, gate, id=f"{case}-{gate}")
-            for op in OPS
-            for case in op.cases
-            for gate in gates(op, case)
-            if gate in mark.args
-        ]
-        metafunc.parametrize(("op", "case", "gate"), checks)
-    elif "op" in metafunc.fixturenames:
-        metafunc.parametrize("op", OPS, ids=str)
-        if "random_check" in metafunc.fixturenames:
-            option = metafunc.config.option
-            metafunc.parametrize("part", fuzz.parts(option.fuzz, option.fuzz_seed), ids=str)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -231,17 +201,31 @@ def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  as above
     found.collection = found.collection or getattr(node, "workeroutput", {}).get("collection", {})
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The suite that asks for the newest baseline's bits is not asked of a run that becomes the next one."""
+    own = config.rootpath / "suites" / REGRESSION
+    return True if config.getoption("--update-baseline") and collection_path == own else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that executed less than it should have, and write the record."""
+    """Fail a run that executed less than it should have or moved from its baseline, and write the record."""
     config = session.config
     if _is_worker(config) or config.option.collectonly:
         return
-    found = config.stash[_SESSION]
+    found, baseline = config.stash[_SESSION], against.of(config)
     if found.errors and session.exitstatus == pytest.ExitCode.INTERRUPTED:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     ended = session.exitstatus in _ENDED
-    if ended and found.problems():
+    if baseline and ended:
+        record = _record(config)
+        if baseline.update:
+            right = session.exitstatus == pytest.ExitCode.OK and not found.problems()
+            record = against.bless(baseline, record, config, right=right)
+        else:
+            against.compare(baseline, record)
+        found.kept = record
+    if ended and (found.problems() or (baseline and baseline.reasons)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if config.getoption("--report"):
         _save(config, incomplete="" if ended else f"the suites were interrupted (pytest's code {session.exitstatus:d})")
@@ -249,16 +233,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             found.diary.unlink(missing_ok=True)
 
 
-def _save(config: pytest.Config, incomplete: str) -> None:
-    """Write the record of what ran up to now."""
-    from mxharness import record
-
+def _record(config: pytest.Config, *, incomplete: str = "", facts: bool = True) -> RunRecord:
+    """What ran up to now."""
     command = " ".join(("pytest", *map(str, config.invocation_params.args)))
     try:
         device = device_of(config)
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
-    made = config.stash[_SESSION].record(device, command, options.limits(config), incomplete=incomplete)
+    found, limits = config.stash[_SESSION], options.limits(config)
+    return found.record(device, command, limits, incomplete=incomplete, facts=facts)
+
+
+def _save(config: pytest.Config, incomplete: str) -> None:
+    """Write the record of what ran up to now, or the one that was compared."""
+    from mxharness import record
+
+    made = config.stash[_SESSION].kept or _record(config, incomplete=incomplete)
     record.save(made, Path(config.getoption("--report")) / RECORD)
 
 
@@ -266,16 +256,22 @@ def _save(config: pytest.Config, incomplete: str) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> Generator[None]:
-    """First the verdict; last what ran, what did not and why."""
-    found = config.stash[_SESSION]
-    told = not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR
-    if told:
-        terminalreporter.section("mxharness")
-        line = found.first_line(device_of(config), exitstatus, options.limits(config))
-        terminalreporter.write_line(line, red=line.startswith("FAIL"), green=line.startswith("PASS"))
+    """First the verdict; last what ran, what is wrong and what moved."""
+    from mxharness.plugin import summary
+
+    if config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
+        yield
+        return
+    found, baseline = config.stash[_SESSION], against.of(config)
+    record = found.kept or _record(config, facts=False)
+    terminalreporter.section("mxharness")
+    said = (baseline.reasons, baseline.found) if baseline else ()
+    line = found.first_line(record, exitstatus, *said)
+    terminalreporter.write_line(line, red=line.startswith("FAIL"), green=line.startswith("PASS"))
     yield
-    lines = list(found.lines()) if told else []
-    if lines:
-        terminalreporter.section("what ran")
-    for line in lines:
-        terminalreporter.write_line(line)
+    writer = config.get_terminal_writer()
+    look = summary.Look(writer.fullwidth, colour=writer.hasmarkup, brief=config.get_verbosity() < 0)
+    for title, text in summary.sections(record, baseline, found.seconds, look):
+        if text:
+            terminalreporter.section(title)
+            terminalreporter.write(text)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mxharness.plugin.options import device_of, failures_of, is_check
+from mxharness.progress import counting
+from mxharness.repeat import of_fault
 
 if TYPE_CHECKING:
     from mxharness.device import Device
@@ -61,7 +63,7 @@ def check(device: Device, request: pytest.FixtureRequest) -> Check:
 
 
 @pytest.fixture
-def random_check(device: Device, request: pytest.FixtureRequest) -> Callable[[Op, Case], None]:
+def random_check(device: Device, request: pytest.FixtureRequest) -> Iterator[Callable[[Op, Case], None]]:
     """Run a random case once, judge it under every gate, and count it; for tests that Hypothesis draws for."""
     from hypothesis import reject
 
@@ -70,7 +72,7 @@ def random_check(device: Device, request: pytest.FixtureRequest) -> Callable[[Op
     from mxharness.fuzz import Tally
     from mxharness.judge import gates, judge
 
-    tally = Tally(request.node)
+    tally = Tally(request.node, device.name)
 
     def run(op: Op, case: Case) -> None:
         __tracebackhide__ = True
@@ -85,10 +87,12 @@ def random_check(device: Device, request: pytest.FixtureRequest) -> Callable[[Op
             raise AssertionError(kept.message)
         refused = any(one.refused for one in outcomes)
         tally.add(outcomes, refused=refused)
+        advance(1)
         if refused:  # without evidence; Hypothesis fails where most are so, and so does the run
             reject()
 
-    return run
+    with counting("random cases", tally.planned) as advance:
+        yield run
 
 
 @pytest.fixture
@@ -113,7 +117,8 @@ def plant(device: Device, request: pytest.FixtureRequest) -> Callable[[Fault], F
 
     def run(fault: Fault) -> FaultResult:
         result = run_fault(fault, device.name)
-        request.node.user_properties.append(("fault", asdict(result)))
+        row = {**asdict(result), "command": of_fault(result.device, fault.name)}
+        request.node.user_properties.append(("fault", row))
         return result
 
     return run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxharness.commands.running import FUZZ
+from mxharness.commands.running import FUZZ, REGRESSION
 from mxharness.errors import UserError
 from mxharness.manifest import shard_of
 
@@ -26,6 +26,9 @@ QUICK_FUZZ = 10
 """Random cases of every operator under --quick."""
 META = "suites/meta/"
 """Tests of the harness itself, which a wheel does not carry: the manifest has none of them."""
+
+_OTHERS = {"lf": "lf", "stepwise": "stepwise"}
+"""Options of pytest's own that leave tests out by what failed before, and where their values are kept."""
 
 _DEVICE = pytest.StashKey["Device"]()
 
@@ -45,7 +48,14 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-seed", metavar="SEED", help=seed)
     part = "only part I of N, the same on every machine; `mxharness merge` puts the parts together"
     group.addoption("--shard", default="", metavar="I/N", help=part)
-    record = "write run.json, the record of this run, into DIR (--report=DIR where no suite is named beside it)"
+    compared = "fail on what moved from this baseline; CLASS/NAME of another device class is compared bit for bit"
+    group.addoption("--baseline", metavar="[CLASS/]NAME", help=compared)
+    rewritten = "make a run of all suites in which everything is right the new --baseline NAME, and fail all the same"
+    group.addoption("--update-baseline", action="store_true", help=rewritten)
+    record = (
+        "write run.json, the record of this run, into DIR; where DIR is outside of this project and no suite is named "
+        "beside it, pytest wants --report=DIR"
+    )
     group.addoption("--report", metavar="DIR", help=record)
     kept = "save what fails below DIR (default: failures in --report's folder, or in mxharness-out)"
     group.addoption("--failures", metavar="DIR", help=kept)
@@ -142,6 +152,7 @@ def ignored(config: pytest.Config) -> tuple[str, ...]:
     """What --ignore leaves out, relative to the root."""
     root = config.rootpath.resolve()
     folders = [(config.invocation_params.dir / Path(path)).resolve() for path in config.option.ignore or ()]
+    folders += [root / "suites" / REGRESSION] if config.getoption("--update-baseline") else []
     return tuple(path.relative_to(root).as_posix() for path in folders if path.is_relative_to(root))
 
 
@@ -159,7 +170,9 @@ def limits(config: pytest.Config) -> tuple[str, ...]:
     for name, value in (("-k", option.keyword), ("-m", option.markexpr)):
         found += [f"{name} {shlex.quote(value)}"] if value else []
     found += [f"--deselect {name}" for name in option.deselect or ()]
-    left_out = (path for path in ignored(config) if not f"{path}/".startswith(META))
+    unasked = {f"suites/{REGRESSION}"} if option.update_baseline else set()
+    left_out = (path for path in ignored(config) if not f"{path}/".startswith(META) and path not in unasked)
     found += [f"--ignore {path}" for path in left_out]
+    found += [f"--{name}" for name, dest in _OTHERS.items() if getattr(option, dest, False)]
     found += [f"--shard {option.shard}"] if option.shard else []
     return tuple(found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mxharness import fuzz
-from mxharness.bounds import LAMBDA, multiplied
 from mxharness.coverage import Coverage, idle, is_check, lawful, reasons
-from mxharness.manifest import parameters
+from mxharness.manifest import operator, parameters
 from mxharness.plugin.known import Known
+from mxharness.repeat import of_test
 
 if TYPE_CHECKING:
     from mxharness.device import Device
     from mxharness.record import RunRecord
+
+_RANDOM = re.compile(r"@[0-9]+of[0-9]+@")
+"""In the node id of a test that draws random cases: which part of them (fuzz.Part)."""
 
 
 @dataclass(eq=False)  # pytest keeps its plugins in a set
@@ -52,6 +56,12 @@ class Session:
     fuzz: list[dict[str, Any]] = field(default_factory=list)
     known: Known = field(default_factory=lambda: Known(()))
     """Failures that the ledger lists."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By operator, what its tests took, all phases of all processes together."""
+    redrawn: tuple[str, ...] = ()
+    """The options that a random test takes to draw the same cases again."""
+    kept: RunRecord | None = None
+    """The record that was saved or compared, where one was."""
     diary: Path | None = None
     """A file that names the test that began last: what to look at when this process is killed."""
 
@@ -71,6 +81,7 @@ class Session:
         """Take in a report; under xdist they arrive at the controller."""
         if report.when not in ("setup", "teardown") or not report.passed:  # a crashed worker's test has no `when`
             self.ran.add(report.nodeid)
+        self.seconds[operator(report.nodeid)] += report.duration
         outcomes = list(_properties(report, "outcome"))
         for row in outcomes:
             key = f"{row['case']} {row['gate']}"
@@ -129,7 +140,7 @@ class Session:
         return sum(not row["passed"] for key, row in self.outcomes.items() if key not in self.known.rows)
 
     def problems(self) -> list[str]:
-        """Why the run fails, the gravest first; empty when it passes."""
+        """Why the run fails, whatever a baseline says, the gravest first; empty when it passes."""
         drawn = fuzz.merged(self.fuzz)
         found = [*reasons(self.coverage()), *fuzz.reasons(drawn), *self.known.wrong]
         if self.whole and self.collection.get("manifest"):
@@ -139,36 +150,17 @@ class Session:
                 found.append(f"{number:,} {noun}{'s' if number > 1 else ''} failed")
         return found
 
-    def first_line(self, device: Device, exitstatus: int, limits: tuple[str, ...]) -> str:
-        """The verdict with its coverage, as pytest's summary says it first."""
+    def first_line(self, record: RunRecord, exitstatus: int, reasons: Sequence[str] = (), compared: str = "") -> str:
+        """The verdict with its coverage, as pytest's summary says it first.
+
+        reasons: why else it fails. compared: what a comparison with a baseline found that is no such reason.
+        """
         from mxharness.record import achieved
 
-        found = self.problems()
+        found = [*self.problems(), *reasons]
         if exitstatus and not found:
             found = [f"pytest ended with code {exitstatus:d}"]
-        parts = achieved(self.record(device, "", limits, facts=False))
-        return f"{'FAIL' if found else 'PASS'}: {'; '.join((*found, *parts))}"
-
-    def lines(self) -> Iterator[str]:
-        """Coverage by operator and gate, and what did not happen and why."""
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.outcomes.values():
-            groups.setdefault((row["op"], row["gate"]), []).append(row)
-        for (op, gate), rows in sorted(groups.items()):
-            good = sum(row["passed"] for row in rows)
-            elements = sum(row["elements"] for row in rows)
-            bounded = gate in fuzz.BOUNDED
-            worst = f", largest error {max(row['ratio'] for row in rows):.3g} of the bound" if bounded else ""
-            yield f"{op:28} {gate:17} {good:4} of {len(rows):4} checks, {elements:9,} elements{worst}"
-        if self.outcomes:
-            yield _line(self.outcomes.values())
-        for drawn in fuzz.merged(self.fuzz):
-            margin = f", smallest margin {drawn.margin:.3g} of the bound" if drawn.bounded else ""
-            rejected = f", {drawn.rejected} rejected" if drawn.rejected else ""
-            bits = f", {drawn.bitwise:,} verdicts on bits" if drawn.bitwise else ""
-            yield f"{drawn.op:28} {drawn.examples:,} random cases{rejected}{bits}{margin}"
-        for (what, why), count in self.skipped.items():
-            yield f"did not happen: {why} ({what}{f', {count} cases' if count > 1 else ''})"
+        return f"{'FAIL' if found else 'PASS'}: {'; '.join(filter(None, (*found, *achieved(record), compared)))}"
 
     def record(
         self, device: Device, command: str, filters: tuple[str, ...], *, incomplete: str = "", facts: bool = True
@@ -200,7 +192,9 @@ class Session:
             tests=OtherTests(
                 passed=self.passed,
                 failed=self.failed,
-                failures=tuple(Failure(name, message) for name, message in self.failures),
+                failures=tuple(
+                    Failure(name, message, self._repeat(name, device.name)) for name, message in self.failures
+                ),
             ),
             coverage=self.coverage(),
             fuzz=fuzz.merged(self.fuzz),
@@ -209,16 +203,10 @@ class Session:
             ledger=tuple(self.known.wrong),
         )
 
-
-def _line(rows: Collection[dict[str, Any]]) -> str:
-    """How far the largest error is along the probabilistic line, which may be passed, but shows (docs/judging.md)."""
-    worst = max(rows, key=lambda row: float(row["line"]) if row["passed"] else 0.0)
-    drifted = sum(row["passed"] and row["line"] > 1 for row in rows)
-    compared = sum(row["elements"] for row in rows)
-    return (
-        f"largest error {worst['line']:.3g} of the probabilistic line, lambda = {LAMBDA:g} ({worst['case']}); past it: "
-        f"{drifted or 'none'}; as sure for all {compared:,} elements together: lambda = {multiplied(compared):.3g}"
-    )
+    def _repeat(self, node_id: str, device: str) -> str:
+        """What to type to run one test again."""
+        drawn = _RANDOM.search(node_id) is not None
+        return of_test(device, node_id, self.redrawn if drawn else ())
 
 
 def _properties(report: pytest.TestReport, wanted: str) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,9 @@
                                     tolerances.json    one line per operator: what its bounds are made of
                                     faults.json        one line per planted fault: whether and by what it was caught
                                     kernels.json       one line per kernel: registers, spills, shared memory
+                                    speed.json         one line per row of `mxharness bench`
 
-The last two where the run has them. Only `create` blesses. stores/ says where all this lies and how it is written;
+The last three where there are such. Only `create` blesses. stores/ says where all this lies and how it is written;
 drift.py compares a run with it, history.py one version with the next.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mxharness import paths
+from mxharness.bench.result import Bench
 from mxharness.contents import (
     LABELS,
     Baseline,
@@ -108,19 +110,29 @@ class Survey:
     damaged: tuple[Damaged, ...]
 
 
-def create(name: str, record: RunRecord, *, replace: bool = False, root: Root = None, accepted: str = "") -> Path | str:
+def create(
+    name: str,
+    record: RunRecord,
+    *,
+    replace: bool = False,
+    root: Root = None,
+    accepted: str = "",
+    speed: Bench | None = None,
+) -> Path | str:
     """Bless `record` as baseline `name` of its device class and return the baseline's place.
 
     root: by default the first of `roots`. accepted: why the growth that history.growth finds is right; it counts anew
-    from here.
+    from here. speed: what `mxharness bench` measured of the same kernels.
 
     The baseline appears whole or not at all. Raises UserError where `name` is no plain name, where the baseline exists
-    and replace is False, and for a run that failed, was filtered, is not deterministic or used float32 arithmetic.
+    and replace is False, for a run that failed, was filtered, is not deterministic or used float32 arithmetic, and for
+    a bench of another device class or with rows that failed.
     """
     store, device_class = open_store(root or roots()[0]), _checked_class(record.device_class)
     refuse_taken(device_class, name, root, replace=replace)
     _refuse_unfit(record)
-    return store.write(device_class, name, files(record, accepted), replace=replace)
+    _refuse_bench(speed, device_class)
+    return store.write(device_class, name, files(record, accepted, speed), replace=replace)
 
 
 def refuse_taken(device_class: str, name: str, root: Root = None, *, replace: bool) -> None:
@@ -149,6 +161,17 @@ def _refuse_unfit(record: RunRecord) -> None:
         raise UserError(f"a baseline needs every operator; this run was limited by {' '.join(record.filters)}")
     if record.arithmetic != "tensor-core":
         raise UserError(f"a baseline needs tensor-core arithmetic; this run used {record.arithmetic}")
+
+
+def _refuse_bench(speed: Bench | None, device_class: str) -> None:
+    """Raise UserError for times that do not belong to the run."""
+    if speed is None:
+        return
+    if speed.device_class != device_class:
+        raise UserError(f"the bench was made on {speed.device_class} and the run on {device_class}")
+    if not speed.sound:
+        bad = [*speed.failed, *(key for key, row in speed.rows.items() if not row.sound)]
+        raise UserError(f"a bench with rows that failed cannot be part of a baseline: {', '.join(bad)}")
 
 
 def load(device_class: str, name: str, root: Root = None) -> Baseline:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mxharness.bench import result
+from mxharness.bench.result import Bench
 from mxharness.document import Labelled, parse_document, revived, rows_text
 from mxharness.errors import UserError
 from mxharness.op import Outcome
@@ -22,8 +24,8 @@ LABELS = ("name", "text", "protocol", "weights", "activations")
 _VOLATILE = {"passed", "message", "command", "gate", "seconds", "tokens_per_second"}
 _ENVIRONMENT = "environment"
 _PERPLEXITY, _TOLERANCES = "perplexity", "tolerances"
-_FAULTS, _KERNELS = "faults", "kernels"
-_OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES, _FAULTS, _KERNELS}
+_FAULTS, _KERNELS, _SPEED = "faults", "kernels", "speed"
+_OTHER = {_ENVIRONMENT, _PERPLEXITY, _TOLERANCES, _FAULTS, _KERNELS, _SPEED}
 _DIGITS = 4
 _COLUMNS = {"digest": str, "elements": int, "inputs": str, "max_ulp": float, "nmse": float, "ratio": float}
 
@@ -46,6 +48,8 @@ class Baseline:
     """By planted fault: caught, detector; none in baselines of before 0.5."""
     kernels: Mapping[str, Entry] = field(default_factory=dict)
     """By "file kernel": registers, stack, spill_stores, spill_loads, shared (bytes); of CUDA devices since 0.5."""
+    speed: Bench | None = None
+    """What `mxharness bench` measured; None where nobody gave it, and in baselines of before 0.6."""
     accepted: str = ""
     """Why the growth up to here was accepted; empty where nobody had to."""
 
@@ -114,8 +118,8 @@ def fault_entries(record: RunRecord) -> dict[str, Entry]:
     return found
 
 
-def files(record: RunRecord, accepted: str) -> dict[str, str]:
-    """File stem to text of the whole baseline that blessing `record` makes. accepted: as baseline.create."""
+def files(record: RunRecord, accepted: str, speed: Bench | None = None) -> dict[str, str]:
+    """File stem to text of the whole baseline that blessing `record` makes. accepted, speed: as baseline.create."""
     by_op: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
     for name, entry in entries(record).items():
         columns = dict(entry)
@@ -133,6 +137,7 @@ def files(record: RunRecord, accepted: str) -> dict[str, str]:
         _TOLERANCES: rows_text({}, "tolerances", record.tolerances),
         **({_FAULTS: rows_text({}, "faults", fault_entries(record))} if record.faults else {}),
         **({_KERNELS: rows_text({}, "kernels", record.kernels)} if record.kernels else {}),
+        **({_SPEED: result.text(speed)} if speed else {}),
         **{op: rows_text({"op": op}, "checks", found) for op, found in by_op.items()},
     }
 
@@ -163,6 +168,7 @@ def parsed(device_class: str, name: str, place: Path | str, texts: Texts) -> Bas
         tolerances=sections[_TOLERANCES].rows("tolerances", {}) if _TOLERANCES in sections else {},
         faults=sections[_FAULTS].rows("faults", {"caught": bool}) if _FAULTS in sections else {},
         kernels=sections[_KERNELS].rows("kernels", {"registers": int}) if _KERNELS in sections else {},
+        speed=result.parsed(texts[_SPEED], f"{place}/{_SPEED}.json") if _SPEED in texts else None,
         accepted=str(header.document.get("accepted", "")),
     )
 

@@ -13,6 +13,8 @@ from mxharness.errors import UserError
 from mxharness.figures import Ceilings, Timing
 
 KIND = "bench record"
+FILE = "bench.json"
+"""Beside run.json: there a report and a baseline find it without being told."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,12 @@ def parsed(content: str, path: Path | str) -> Bench:
         return Bench(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a complete {KIND} ({type(error).__name__}: {error})") from error
+
+
+def beside(folder: Path) -> Bench | None:
+    """The record that lies in a run's folder; None where there is none. Raises as `load`."""
+    path = folder / FILE
+    return load(path) if path.exists() else None
 
 
 def place(device_class: str, root: Path | None = None) -> Path:

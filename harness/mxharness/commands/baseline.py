@@ -55,6 +55,12 @@ for _command in (versions.show, versions.history, versions.prune):
 @click.option(
     "--accept-growth", "accepted", metavar="WHY", default="", help="Count slow growth anew from here, for this reason."
 )
+@click.option(
+    "--speed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `mxharness bench --save` wrote.  [default: bench.json beside the run's run.json, where it is]",
+)
 @common.device_option
 @_run_option
 @_out_option
@@ -66,6 +72,7 @@ def create(
     name: str,
     replace: bool,
     accepted: str,
+    speed: Path | None,
     device: str,
     run_json: Path | None,
     out: Path,
@@ -80,6 +87,7 @@ def create(
     """
     from mxharness import baseline as store
     from mxharness import record
+    from mxharness.bench import result
     from mxharness.blessing import weigh
 
     def check(device_class: str) -> None:
@@ -108,7 +116,8 @@ def create(
             common.print_table("Grown", ("what", "how"), weighed.grown)
             click.echo(f"{_GROWN}\nnothing was blessed")
         return common.MISMATCH
-    path = store.create(name, found, replace=replace, root=at, accepted=accepted)
+    times = result.load(speed) if speed else result.beside(run_json.parent if run_json else out)
+    path = store.create(name, found, replace=replace, root=at, accepted=accepted, speed=times)
     checks = len(store.entries(found))
     if as_json:
         document = {"passed": True, "baseline": f"{found.device_class}/{name}", "path": path, "checks": checks}

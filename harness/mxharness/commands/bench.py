@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @click.option(
     "--compare",
     "against",
-    metavar="FILE|CLASS",
-    help="Exit 1 where a row is slower than in that record, or in the committed one of a device class, as sm_90.",
+    metavar="FILE|CLASS|CLASS/NAME",
+    help="Exit 1 where a row is slower than in that record, the committed one of a class, or that of a baseline.",
 )
 @click.option(
     "--despite",
@@ -78,7 +78,7 @@ def bench(
         raise UserError(f"a plot is a .png or .svg file, not '{plot}'")
     if source and (ops or shapes or rows or quick):
         raise UserError("--from takes a record as it is; leave out --op, --shape, --rows and --quick")
-    before = result.load(result.found(against)) if against else None
+    before = _older(against) if against else None
     found = result.load(source) if source else _measured(ops, shapes, rows, quick, device, as_json)
     comparison = comparing.compare(before, found, str(against), despite) if before else None
     if save:
@@ -93,6 +93,20 @@ def bench(
     else:
         _print(found, comparison)
     return common.PASS if passed else common.MISMATCH
+
+
+def _older(name: str) -> Bench:
+    """The record in a file, the committed one of a device class, or that of a baseline CLASS/NAME."""
+    from mxharness import baseline
+    from mxharness.bench import result
+
+    device_class, slash, plain = name.rpartition("/")
+    if not slash or Path(name).exists() or name.endswith(".json"):
+        return result.load(result.found(name))
+    found = baseline.load(device_class, plain).speed
+    if found is None:
+        raise UserError(f"baseline {name} has no speed; `mxharness baseline create --speed FILE` makes one with it")
+    return found
 
 
 def _measured(

@@ -59,6 +59,8 @@ def show(*, name: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> i
         names = ("registers", "stack", "spill_stores", "spill_loads", "shared")
         spent = [(kernel, *(row.get(column, "-") for column in names)) for kernel, row in found.kernels.items()]
         common.print_table("Kernels", ("kernel", *names), spent)
+    if found.speed:
+        click.echo(f"Speed: {counted(len(found.speed.rows), 'row')} on {found.speed.unit}; --json has them\n")
     caught = sum(bool(row["caught"]) for row in found.faults.values())
     faults = f", {caught} of {len(found.faults)} planted faults caught" if found.faults else ""
     accepted = f"; growth accepted: {found.accepted}" if found.accepted else ""

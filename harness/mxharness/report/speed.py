@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mxharness.bench import table
-from mxharness.bench.compare import Comparison
+from mxharness import baseline
+from mxharness.bench import result, table
+from mxharness.bench.compare import Comparison, compare
 from mxharness.bench.result import Bench, Row
+from mxharness.errors import UserError
 from mxharness.plot import Curve, curves_file, curves_svg
 
 OWN, FLOOR = "mxharness", "floor"
@@ -37,13 +39,37 @@ class Section:
     """Empty where no operator was measured at more than one row count."""
     absent: Mapping[str, str]
     comparison: Comparison | None
+    note: str
+    """Whose times these are where they are not the run's, or why they are compared with none."""
     copied: str
 
 
-def section(bench: Bench | None, comparison: Comparison | None = None) -> Section | None:
-    """The section; None without a bench."""
-    if bench is None:
+def of_run(folder: Path, against: str) -> Section | None:
+    """The section of the bench beside a run, held against that of baseline CLASS/NAME; None where neither is there.
+
+    Without one beside the run it is the baseline's alone. Raises UserError for a damaged one.
+    """
+    own, older = result.beside(folder), _of_baseline(against)
+    if own is None or older is None:
+        found = own or older
+        return section(found, note="" if own else f"of baseline {against}") if found else None
+    try:
+        return section(own, compare(older, own, against))
+    except UserError as error:
+        return section(own, note=str(error))
+
+
+def _of_baseline(name: str) -> Bench | None:
+    """None also where the baseline lies in no place that is known here."""
+    device_class, _, plain = name.rpartition("/")
+    try:
+        return baseline.load(device_class, plain).speed if plain else None
+    except UserError:
         return None
+
+
+def section(bench: Bench, comparison: Comparison | None = None, note: str = "") -> Section:
+    """What the page shows of a bench."""
     groups = []
     for op, rows in table.by_op(bench).items():
         names = table.columns(rows)
@@ -57,6 +83,7 @@ def section(bench: Bench | None, comparison: Comparison | None = None) -> Sectio
         svg=curves_svg(f"Speed on {bench.unit}", drawn, "rows", "us") if drawn else "",
         absent=table.absent(bench),
         comparison=comparison,
+        note=note,
         copied=f"{bench.copy_bandwidth / 1e12:.3g} TB/s",
     )
 

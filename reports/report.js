@@ -28,7 +28,9 @@
 
   const shown = (value) => {
     if (typeof value !== "number") return String(value);
-    return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+    if (Number.isInteger(value)) return value.toLocaleString("en");
+    const number = Number(value.toPrecision(4));
+    return Math.abs(number) < 1e-4 ? number.toExponential() : String(number);
   };
   const SIZES = { "-inf": -Infinity, inf: Number.MAX_VALUE, nan: Infinity };
   const size = (value) => (typeof value === "number" ? value : SIZES[value] ?? -Infinity);

@@ -178,10 +178,10 @@ def bars_file(path: Path, title: str, panels: Mapping[str, Sequence[Bar]], x_lab
 def _draw_bars(axes: Axes, bars: Sequence[Bar], colour: str, ink: str) -> None:
     """The first bar on top; an interval is cut off at zero, and not drawn where it is infinite."""
     values = [bar.value for bar in bars]
-    below = [bar.value - max(bar.low, 0.0) if math.isfinite(bar.high) else 0.0 for bar in bars]
-    above = [bar.high - bar.value if math.isfinite(bar.high) else 0.0 for bar in bars]
     axes.barh(range(len(bars)), values, color=colour, height=0.7)
-    axes.errorbar(values, range(len(bars)), xerr=[below, above], fmt="none", ecolor=ink, elinewidth=1, capsize=2)
+    known = [place for place, bar in enumerate(bars) if math.isfinite(bar.high)]
+    ends = [[values[i] - max(bars[i].low, 0.0) for i in known], [bars[i].high - values[i] for i in known]]
+    axes.errorbar([values[i] for i in known], known, xerr=ends, fmt="none", ecolor=ink, elinewidth=1, capsize=2)
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
     axes.set(xlim=(0, None), ylim=(len(bars) - 0.4, -0.6))
     axes.tick_params(axis="x", labelsize=8)

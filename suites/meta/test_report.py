@@ -51,6 +51,8 @@ def test_a_moved_baseline_turns_the_report_to_fail(tmp_path: Path) -> None:
     assert page.lines[2] == "moved from baseline host/main: 1 drifted, 3 same"
     text = " ".join(page.lines)
     assert "host/main, blessed 2026-11-21T22:40:00Z, 3 days old" in text
+    same_day = Page(report.render(GOOD, drift.compare("main", GOOD, root=tmp_path)))
+    assert "; baseline host/main, less than a day old: " in same_day.lines[1]
     assert "other bits (0000000000000000 -> ffffffffffffffff), ratio 0.3123 -> 0.4" in text
     assert "mxharness baseline create main --replace" in text
     assert Page(report.render(GOOD, drift.compare("main", GOOD, root=tmp_path))).lines[0] == "PASS:"
@@ -141,21 +143,6 @@ def test_random_cases_the_manifest_the_faults_time_and_known_failures_are_shown(
     gemm = page.lines.index("gemm", page.lines.index("of them on bits"))
     assert page.lines[gemm : gemm + 8] == ["gemm", "999", "1,000", "1", "2,500", "700", "0.25", "5"]
     assert {"#random", "#known"} <= {value for tag, name, value in page.attributes if name == "href"}
-
-
-def test_sensitivity_is_a_section_only_where_it_was_measured() -> None:
-    loss = {"group": "roles", "format": "MXFP4", "same_word": 0.9}
-    measured = [
-        {**loss, "name": name, "kl": {"mean": mean, "lower": -1.0, "upper": 2 * mean}}
-        for name, mean in (("cheap", 0.01), ("dear", 0.5))
-    ]
-    found = {"model": "m", "text": "t", "windows": 2, "losses": [*measured, {**loss, "name": "unread", "kl": None}]}
-    lines = Page(report.render(GOOD, sensitivity=found)).lines
-    part = lines[lines.index("Sensitivity of roles and layers") :]
-    assert part.index("dear") < part.index("cheap")
-    assert part[part.index("dear") + 2 :][:4] == ["0.5", "0", "1", "90.0 %"]
-    assert "unread" not in part
-    assert "Sensitivity" not in Page(report.render(GOOD)).lines
 
 
 def test_every_table_has_a_caption_every_column_a_scope_and_every_id_is_its_own() -> None:

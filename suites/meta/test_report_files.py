@@ -204,17 +204,3 @@ def test_the_command_sets_two_records_side_by_side(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit) as ended:
         main(["report", *paths, "--baseline", "main"])
     assert ended.value.code == 2
-
-
-@pytest.mark.parametrize(("text", "why"), [("[]", "is not what"), ("{", "is no JSON"), (None, "cannot read")])
-def test_a_file_that_is_no_sensitivity_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, why: str
-) -> None:
-    record.save(FIRST, tmp_path / "run.json")
-    if text is not None:
-        (tmp_path / "s.json").write_text(text)
-    with pytest.raises(SystemExit) as ended:
-        main(["report", str(tmp_path / "run.json"), "--sensitivity", str(tmp_path / "s.json")])
-    assert ended.value.code == 2
-    assert why in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -32,7 +31,7 @@ _BESIDE = "report"
     "--sensitivity",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="What `mxharness sensitivity --json` printed: a section of its own.",
+    help="What `mxharness sensitivity --json` printed.  [default: sensitivity.json beside RUN_JSON, where it is]",
 )
 @common.json_option
 def report(
@@ -57,9 +56,10 @@ def report(
         return _two(first, run_json, other_json, out or run_json.parent / _BESIDE, as_json)
     from mxharness import drift
     from mxharness import report as files
+    from mxharness.report import sensitivity as parts
 
     comparison = drift.compare(baseline_name, first) if baseline_name else None
-    measured = _sensitivity(sensitivity) if sensitivity else None
+    measured = parts.read(sensitivity) if sensitivity else parts.beside(run_json.parent)
     try:
         path = files.write(first, out or run_json.parent, comparison, measured)
     except OSError as error:
@@ -99,17 +99,3 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
         if names[0] != names[1]:
             return names
     return str(first), str(second)
-
-
-def _sensitivity(path: Path) -> dict[str, Any]:
-    """What `mxharness sensitivity --json` printed. Raises UserError for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    wanted = {"model", "text", "windows", "losses"}
-    if not isinstance(found, dict) or not wanted <= set(found) or not isinstance(found["losses"], list):
-        raise UserError(f"{path} is not what `mxharness sensitivity --json` prints")
-    return found

@@ -20,6 +20,7 @@ from mxharness.commands.running import (
     require_device,
     write_report,
 )
+from mxharness.errors import UserError
 from mxharness.protocols import DEFAULT_WINDOWS
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ def _seed(_context: click.Context, _parameter: click.Parameter, value: str) -> s
     help=f"How many windows of text the model reads.  [default: host {HOST_WINDOWS}, GPU {DEFAULT_WINDOWS}]",
 )
 @click.option("--baseline", "baseline_name", metavar="[CLASS/]NAME", help="Fail on drift from this baseline, too.")
+@click.option(
+    "--sensitivity",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `mxharness sensitivity --json` printed, for the report; kept beside run.json.",
+)
 @common.json_option
 def run(
     *,
@@ -99,6 +106,7 @@ def run(
     no_perplexity: bool,
     windows: int | None,
     baseline_name: str | None,
+    sensitivity: Path | None,
     as_json: bool,
 ) -> int:
     """Validate every kernel and a model; write a report.
@@ -122,6 +130,7 @@ def run(
         windows=windows,
         quiet=as_json,
     )
+    _keep_sensitivity(sensitivity, out)
     checks = [require_baseline(baseline_name)] if baseline_name else []
     checks += [require_device(required)] if required else []
     try:
@@ -156,6 +165,21 @@ def run(
         print_summary(found, comparison)
         click.echo(f"record: {out / RECORD}\nreport: {report}")
     return common.PASS if passed else common.MISMATCH
+
+
+def _keep_sensitivity(given: Path | None, out: Path) -> None:
+    """Put the file beside the record, where the report finds it; a file that is none is refused before the run."""
+    from mxharness.document import write_atomically
+    from mxharness.report import sensitivity
+
+    if given is None:
+        sensitivity.beside(out)
+        return
+    sensitivity.read(given)
+    try:
+        write_atomically(out / sensitivity.FILE, given.read_bytes())
+    except OSError as error:
+        raise UserError(common.file_error(error)) from error
 
 
 def _margin(row: FuzzRow) -> str:

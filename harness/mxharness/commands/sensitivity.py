@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from mxharness.sensitivity import Group, Loss, Sensitivity
 
 _GROUPS: tuple[Group, ...] = ("roles", "layers", "formats")
-_TITLES: dict[Group, str] = {
-    "roles": "Each role alone in MXFP4 (floor)",
-    "layers": "Each layer alone in MXFP4 (floor)",
-    "formats": "Everything in one format",
-}
 
 
 @click.command()
@@ -102,15 +97,17 @@ def _fallbacks(loss: Loss) -> str:
 
 
 def _print(found: Sensitivity) -> None:
+    from mxharness.report.sensitivity import TITLES
+
     reading = found.reading
     click.echo(
         f"{reading.model} on {reading.text}: {reading.protocol}, {found.windows} of {len(reading.available)} windows, "
         f"{found.scored:,} tokens scored; float32 perplexity {found.perplexity:.4f} (torch on {found.device_class})"
     )
-    for group, title in _TITLES.items():
+    for group in _GROUPS:
         if losses := found.ranked(group):
             columns = ("what", "10^6 weights", "mean KL", "perplexity", "same word", "note")
-            common.print_table(title, columns, [_row(loss) for loss in losses])
+            common.print_table(TITLES[group], columns, [_row(loss) for loss in losses])
     for loss in found.losses:
         if loss.missing:
             click.echo(f"not measured: {loss.change.name} {loss.missing}")
@@ -131,18 +128,19 @@ def _row(loss: Loss) -> tuple[str, ...]:
 
 def _draw(found: Sensitivity, path: Path) -> None:
     from mxharness.plot import Bar, bars_file
+    from mxharness.report.sensitivity import AXIS, TITLES
 
     panels = {}
-    for group, title in _TITLES.items():
+    for group in _GROUPS:
         losses = found.ranked(group)
         if group == "layers":  # along the model
             losses = sorted(losses, key=lambda loss: int(loss.change.name.split()[1]))
         bars = [Bar(loss.change.name, loss.kl.mean, loss.kl.lower, loss.kl.upper) for loss in losses if loss.kl]
         if bars:
-            panels[title] = bars
+            panels[TITLES[group]] = bars
     reading = found.reading
     title = (
         f"{reading.model}, float32 perplexity {found.perplexity:.3f}\n"
         f"{found.windows} windows of {reading.text}, {reading.protocol}"
     )
-    bars_file(path, title, panels, "mean KL from float32, nats per token (one-sided 95 % bounds)")
+    bars_file(path, title, panels, AXIS)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mxharness.document import write_atomically
 from mxharness.drift import Comparison
 from mxharness.record import RunRecord
-from mxharness.report import formats, page, pair, trend
+from mxharness.report import formats, page, pair, sensitivity, speed, trend
+from mxharness.report.sensitivity import Section
 
 PAGE, JUNIT, CSV, SUMMARY = "report.html", "junit.xml", "run.csv", "summary.md"
 JOB_SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -21,18 +20,22 @@ def write(
     record: RunRecord,
     folder: Path,
     comparison: Comparison | None = None,
-    sensitivity: Mapping[str, Any] | None = None,
+    measured: Section | None = None,
 ) -> Path:
     """Write report.html, junit.xml, run.csv and summary.md into `folder` and return the page's path.
 
-    comparison, sensitivity: as in page.render. The summary is appended to the job's where $GITHUB_STEP_SUMMARY names a
+    comparison: as in page.render. measured: the parts of the model, by default what lies in `folder`. Times that
+    `mxharness bench` left in `folder`, or that the baseline holds, are shown, too.
+
+    The summary is appended to the job's where $GITHUB_STEP_SUMMARY names a
     file. Raises OSError.
     """
-    history = trend.of(record.device_class)
+    history, measured = trend.of(record.device_class), measured or sensitivity.beside(folder)
     write_atomically(folder / JUNIT, formats.junit(record, comparison))
     write_atomically(folder / CSV, formats.csv_text(record))
     _summarise(folder, formats.markdown(record, comparison))
-    write_atomically(folder / PAGE, page.render(record, comparison, history, sensitivity))
+    times = speed.of_run(folder, comparison.baseline if comparison else "")
+    write_atomically(folder / PAGE, page.render(record, comparison, history, measured, times))
     return folder / PAGE
 
 

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from mxharness import fuzz
 from mxharness.drift import Change, Comparison
-from mxharness.record import RunRecord, Verdict, is_right
-from mxharness.report import checks, operators
+from mxharness.record import RunRecord, Verdict, is_right, perplexity_holds
+from mxharness.report import model, operators
 from mxharness.wording import counted
 
 _STATUS_ORDER = ("failed", "drifted", "vanished", "new", "better")
@@ -66,9 +66,9 @@ def tiles(record: RunRecord, comparison: Comparison | None) -> list[Tile]:
         gate = (
             f"gate: {row['gate']}" if "gate" in row else "within tolerance" if row.get("passed") else "past tolerance"
         )
-        found.append(
-            Tile("Perplexity", checks.short(row.get("perplexity", "none")), bool(row.get("passed")), gate, "perplexity")
-        )
+        number, _, bounds = model.value(row, 4).partition(" (")
+        interval = f"{bounds.rstrip(')')}; " if bounds else ""
+        found.append(Tile("Perplexity", number or "none", perplexity_holds(row), f"{interval}{gate}", "perplexity"))
     if record.faults is not None:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         good = 0 < caught == len(record.faults)
@@ -97,7 +97,7 @@ def _days(comparison: Comparison, record: RunRecord) -> str:
         days = (datetime.fromisoformat(record.started) - datetime.fromisoformat(comparison.created)).days
     except (ValueError, TypeError):
         return ""
-    return f", {counted(days, 'day')} old"
+    return f", {counted(days, 'day')} old" if days else ", less than a day old"
 
 
 def age(comparison: Comparison | None, record: RunRecord) -> str:

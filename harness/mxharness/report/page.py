@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mxharness import fuzz, paths
-from mxharness.baseline import LABELS
-from mxharness.document import Labelled
 from mxharness.drift import PASSING, Change, Comparison
 from mxharness.op import GATES, Outcome
 from mxharness.record import RunRecord, is_right, verdict
-from mxharness.report import checks, head, operators, trend
+from mxharness.report import checks, head, model, operators, skips, trend
 from mxharness.report.table import Column, Detail, Table, payload
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from mxharness.report.sensitivity import Section
+    from mxharness.report.speed import Section as Times
+
 _MOST_FAILURES = 50
 _STARTS = 3
 _PAGE_OF_CHANGES = 20
 _CLOSEST = 10
-_PERPLEXITY = (*LABELS, "perplexity", "kl", "same_word", "gate", "tokens_per_second")
-_VERDICT = ("passed", "message")
 _ARITHMETIC = {
     "tensor-core": "tensor-core, bit for bit",
     "float32": "float32, the host's fast mode: other bits than a tensor core's, no baseline can be made from it",
@@ -33,12 +32,13 @@ def render(
     record: RunRecord,
     comparison: Comparison | None = None,
     history: trend.History | None = None,
-    sensitivity: Mapping[str, Any] | None = None,
+    sensitivity: Section | None = None,
+    speed: Times | None = None,
 ) -> str:
     """The report as HTML text.
 
     comparison: what drift.compare found, where a baseline was asked for. history: the versions to draw, where there are
-    some. sensitivity: what `mxharness sensitivity --json` printed.
+    some. sensitivity: what was measured of the model's parts. speed: what was measured of the kernels.
     """
     result = verdict(record)
     passed = result.passed and (comparison is None or comparison.passed)
@@ -56,7 +56,7 @@ def render(
         device=_device(record),
         arithmetic=_ARITHMETIC.get(record.arithmetic, record.arithmetic),
         duration=f"{record.seconds:.1f} s" if record.seconds < 60 else f"{record.seconds / 60:.1f} min",
-        sections=_sections(record, comparison, history, sensitivity),
+        sections=_sections(record, comparison, history, sensitivity, speed),
         failures=failures[:_MOST_FAILURES],
         starts=checks.smallest(record)[:_STARTS],
         failures_left=max(0, len(failures) - _MOST_FAILURES),
@@ -69,11 +69,12 @@ def render(
         demand=_demand(record),
         fuzz_total=fuzz.sentence(record.fuzz) if record.fuzz else "",
         fault_seconds=sum(float(str(row.get("seconds", 0))) for row in record.faults or ()),
-        perplexity=[_perplexity(row) for row in record.perplexity],
-        perplexity_columns=[name for name in _PERPLEXITY if any(name in row for row in record.perplexity)],
+        models=model.models(record),
+        left_out=skips.groups(record),
+        narrowed=skips.narrowed(record),
         history=history,
-        losses=losses(sensitivity),
         sensitivity=sensitivity,
+        speed=speed,
         table=_table(record),
         wrong=len(failures),
     )
@@ -96,6 +97,7 @@ def template(name: str) -> Template:
         "payload": lambda table: Markup(payload(table)),  # noqa: S704  escaped there
         "svg": Markup,  # our own drawing, its labels escaped
     }
+    environment.tests["hash_name"] = lambda name: name.startswith("kernels/")
     environment.globals |= {
         "css": Markup((folder / "report.css").read_text(encoding="utf-8").strip()),  # noqa: S704  our own file
         "script": Markup((folder / "report.js").read_text(encoding="utf-8").strip()),  # noqa: S704  our own file
@@ -103,13 +105,6 @@ def template(name: str) -> Template:
         "repeat_test": checks.repeat_test,
     }
     return environment.get_template(name)
-
-
-def losses(sensitivity: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """What was measured of each role, layer and format, the dearest first in its group."""
-    measured = [loss for loss in (sensitivity or {}).get("losses", ()) if loss.get("kl")]
-    groups = list(dict.fromkeys(loss["group"] for loss in measured))
-    return sorted(measured, key=lambda loss: (groups.index(loss["group"]), -loss["kl"]["mean"]))
 
 
 def _device(record: RunRecord) -> str:
@@ -136,7 +131,8 @@ def _sections(
     record: RunRecord,
     comparison: Comparison | None,
     history: trend.History | None,
-    sensitivity: Mapping[str, Any] | None,
+    sensitivity: Section | None,
+    speed: Times | None,
 ) -> list[tuple[str, str]]:
     failed = record.tests.failures or any(not is_right(outcome) for outcome in record.outcomes)
     present = {
@@ -148,7 +144,8 @@ def _sections(
         "known": bool(record.known),
         "random": bool(record.fuzz),
         "suites": bool(operators.suites(record)),
-        "sensitivity": bool(losses(sensitivity)),
+        "sensitivity": sensitivity is not None,
+        "speed": speed is not None,
     }
     titles = {
         "failures": "What failed",
@@ -161,6 +158,7 @@ def _sections(
         "closest": "Closest to the bound",
         "perplexity": "Perplexity",
         "sensitivity": "Sensitivity",
+        "speed": "Speed",
         "faults": "Planted faults",
         "random": "Random cases",
         "skipped": "Not run",
@@ -173,12 +171,6 @@ def _sections(
 def _closest(record: RunRecord) -> list[Outcome]:
     passing = (outcome for outcome in record.outcomes if outcome.gate == "bound" and is_right(outcome))
     return sorted(passing, key=lambda outcome: (-outcome.ratio, outcome.case))[:_CLOSEST]
-
-
-def _perplexity(row: Labelled) -> Mapping[str, object]:
-    """The row, with what has no column of its own gathered under "more"."""
-    more = [(name, value) for name, value in row.items() if name not in (*_PERPLEXITY, *_VERDICT)]
-    return {**row, "more": more}
 
 
 def _table(record: RunRecord) -> Table:

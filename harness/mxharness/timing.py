@@ -48,10 +48,12 @@ class Subject:
     call: Call
     copies: int
     """Call i works on copy i % copies."""
-    exact: bool = True
-    """Whether its bits must be the same in every run; some peers' are not."""
     own: bool = True
-    """What fails to be timed is an error where it is the project's own, else a reason in the answer."""
+    """What is the project's own must give the same bits in the graph as outside, and fails where it cannot be timed.
+
+    Somebody else's must write something, and where it cannot be timed the reason stands in the answer: not everybody's
+    bits repeat.
+    """
     launched: Callable[[], int] | None = None
     """How many kernels have been launched so far, where somebody counts them."""
 
@@ -182,7 +184,7 @@ def graph_times(subjects: Mapping[str, Subject], least_seconds: float, budget: f
 
 def _verified(subject: Subject, calls: int) -> Captured:
     """The subject's graph, which is sure to hold its calls."""
-    wanted = [subject.call(i).clone() for i in range(subject.copies if subject.exact else 1)]
+    wanted = [subject.call(i).clone() for i in range(subject.copies if subject.own else 1)]
     before = subject.launched() if subject.launched else 0
     captured = capture(subject.call, calls)
     launched = subject.launched() - before if subject.launched else 0
@@ -190,7 +192,7 @@ def _verified(subject: Subject, calls: int) -> Captured:
     for output in captured.outputs:
         output.copy_(unwritten(output))
     captured.graph.replay()
-    check_written(captured.outputs, wanted, exact=subject.exact)
+    check_written(captured.outputs, wanted, exact=subject.own)
     return captured
 
 

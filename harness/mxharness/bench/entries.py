@@ -56,6 +56,7 @@ ROWS = (1, 4, 16, 64, 256, 512, 2048)
 _VOCABULARIES = ((50272, 4096), (201088, 2880))
 _HEADS = ((32, 8, 128, 4096), (64, 8, 64, 4096))
 """H Hkv D S of Llama-3-8B and gpt-oss."""
+_QUERIES = tuple(heads[:3] for heads in _HEADS)
 _EXPERTS = ((32, 2880, 2880), (128, 2880, 2880))
 """E H I of gpt-oss-20b and 120b."""
 
@@ -76,7 +77,7 @@ class _Spec:
 _SPECS = (
     _Spec("dequantize", "N K", products.dequantize, (*SQUARES, *SHAPES[3::2]), dtypes=("bf16", "fp16"), quick=(0,)),
     _Spec("quantize", "N K", products.quantize, (*SQUARES, *SHAPES[3::2]), quick=(0,)),
-    _Spec("gemm", "N K", products.gemm, SHAPES, ROWS, ("bf16", "fp16"), quick=(1, 16, 256, 2048), quick_shapes=1),
+    _Spec("gemm", "N K", products.gemm, SHAPES, ROWS, ("bf16", "fp16"), quick=(1, 16, 64, 256, 2048), quick_shapes=3),
     _Spec("gemm_bias", "N K", products.gemm_bias, SQUARES, (1, 16, 256, 2048)),
     _Spec("gemm_batch", "E N K", products.gemm_batch, ((8, 2880, 2880),), (1, 16, 256), quick=(16,)),
     _Spec("gemm_persistent", "N K", products.gemm_persistent, SHAPES[2:4], (1, 16, 64, 256, 2048), quick=(16,)),
@@ -85,7 +86,14 @@ _SPECS = (
     _Spec("lm_head_greedy", "V K", layers.lm_head_greedy, _VOCABULARIES, (1, 4, 16, 64), quick=(1,)),
     _Spec("lm_head_topk", "V K", layers.lm_head_topk, _VOCABULARIES, (1, 16, 64)),
     _Spec("swiglu_ffn", "I H", layers.swiglu_ffn, ((14336, 4096),), (1, 16, 256, 2048), quick=(1,)),
-    _Spec("attention_prefill", "H Hkv D", attending.attention_prefill, ((32, 8, 128), (64, 8, 64)), (128, 512, 2048)),
+    _Spec(
+        "attention_prefill",
+        "H Hkv D",
+        attending.attention_prefill,
+        ((32, 8, 128), (64, 8, 64)),
+        (128, 512, 2048),
+        quick=(2048,),
+    ),
     _Spec("attention_decode", "H Hkv D S", attending.attention_decode, _HEADS, (1, 16, 64), quick=(1,)),
     _Spec("attention_decode_mxfp4", "H Hkv D S", attending.attention_decode_mxfp4, _HEADS, (1, 16, 64), quick=(1,)),
     _Spec("kv_append", "Hkv D S", attending.kv_append, ((8, 128, 4096),), (1, 64)),

@@ -128,7 +128,7 @@ def _head(device: Device, shape: tuple[int, ...], rows: int, dtype: str, *, gree
         part=part,
         row=first_row,
         alone=lambda: call(0, 1),
-        rivals={f"{CUBLAS} + {'argmax' if greedy else 'topk'}": Rival(torch_call, len(dense), exact=greedy)},
+        rivals={f"{CUBLAS} + {'argmax' if greedy else 'topk'}": Rival(torch_call, len(dense))},
         reference=f"{CUBLAS} + {'argmax' if greedy else 'topk'}",
     )
 
@@ -198,7 +198,6 @@ def moe(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
         rivals[GROUPED] = Rival(
             lambda i: _torch_moe(xs[i % copies], router, router_bias, dense[0], up_bias, dense[1], down_bias),
             copies,
-            exact=False,
         )
     else:
         absent[GROUPED] = "this torch has no grouped_mm for this device"

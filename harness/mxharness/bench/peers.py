@@ -32,7 +32,7 @@ def product_rivals(
             absent[name] = f"{module} is not installed"
             continue
         try:
-            rivals[name] = Rival(_turns(_laid_out(name, stored, xs[0].dtype), xs, copies), copies, exact=False)
+            rivals[name] = Rival(_turns(_laid_out(name, stored, xs[0].dtype), xs, copies), copies)
         except Exception as error:  # whatever somebody else's code raises
             absent[name] = f"cannot be prepared: {type(error).__name__}: {error}"
     return rivals, absent

@@ -96,7 +96,7 @@ class Bench:
     seconds: float
     ceilings: Ceilings
     copy_bandwidth: float
-    """Bytes per second that torch's copy of 1 GiB read and wrote in this run."""
+    """Bytes per second that torch's best copy of 1 GiB read and wrote in this run."""
     environment: Labelled
     rows: Mapping[str, Row]
     filters: tuple[str, ...] = ()

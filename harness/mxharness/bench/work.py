@@ -27,8 +27,6 @@ class Rival:
 
     call: Call
     copies: int
-    exact: bool = True
-    """False where its bits may differ from run to run."""
     judged: bool = True
     """False where it does not compute the same, as a plain copy of as many bytes."""
     part: Callable[[torch.Tensor], torch.Tensor] | None = None

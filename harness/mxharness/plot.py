@@ -248,7 +248,7 @@ def _curves_figure(
     shown: dict[str, Artist] = {}
     for axes, (name, curves) in zip(every, panels.items(), strict=False):
         axes.set_title(name, loc="left", fontsize=8, color=colours["--ink"])
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="log", yscale="log", xlabel=x_label)
         for curve in curves:
             colour, style, width = _ROLES.get(curve.role, _OTHER)
             marker = "" if curve.role == "limit" else markers.get(curve.label, ".")
@@ -259,7 +259,6 @@ def _curves_figure(
         axes.grid(visible=True, linewidth=0.4, color=colours["--line"])
     for axes in every[len(panels) :]:
         axes.set_axis_off()
-    figure.supxlabel(x_label, fontsize=8, color=colours["--ink"])
     figure.supylabel(y_label, fontsize=8, color=colours["--ink"])
     columns = min(len(shown), 5)
     figure.legend(

@@ -96,7 +96,7 @@ def record(*rows, **changes: object):
     return result.Bench(**{**facts, **changes}, rows={row.key: row for row in rows})
 
 
-def row(us=10.0, spread=0.02, rows=16, **changes: object):
+def row(us=10.0, spread=0.01, rows=16, **changes: object):
     made = result.Row(
         op="gemm",
         shape="4096x4096",
@@ -333,7 +333,7 @@ def test_a_timing_is_the_median_of_its_repeats_and_their_deciles():
 
 
 def test_a_record_is_read_back_as_it_was(tmp_path):
-    made = record(row(error=float("nan"), invariant=None), row(rows=1), filters=("--quick",))
+    made = record(row(error=float("nan"), invariant=None), row(rows=1, spread=0.02), filters=("--quick",))
     result.save(made, tmp_path / "bench.json")
     back = result.load(tmp_path / "bench.json")
     assert result.text(back) == (tmp_path / "bench.json").read_text()
@@ -415,7 +415,7 @@ def test_the_command_compares_records_and_exits_by_what_it_finds(tmp_path, capsy
     code, out, _ = run(capsys, "--from", after, "--compare", before)
     assert code == 1
     assert "FAIL: 1 slower: gemm 4096x4096 16 bf16" in out
-    assert "20 ±1.0%" in out
+    assert "20 ±0.5%" in out
     assert "15 (0.75x)" in out
     assert "not measured: gemlite: not installed (gemm 4096x4096 16 bf16)" in out
     code, out, _ = run(capsys, "--from", after, "--compare", after, "--json")
@@ -513,7 +513,7 @@ def test_a_report_shows_the_times_beside_a_run_and_what_became_slower_since_the_
     page = files.write(found, tmp_path, drift.compare("v1", found)).read_text()
     shown = page[page.index('<section id="speed">') :]
     assert "FAIL: 1 slower: gemm 4096x4096 16 bf16; 2 rows against sm_80/v1" in shown
-    assert "20 ±1.0%" in shown
+    assert "20 ±0.5%" in shown
     assert '<svg role="img"' in shown
     assert "gemlite: not installed" in shown
     assert '<a href="#speed">Speed</a>' in page

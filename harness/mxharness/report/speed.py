@@ -12,6 +12,7 @@ from mxharness.bench.compare import Comparison, compare
 from mxharness.bench.result import Bench, Row
 from mxharness.errors import UserError
 from mxharness.plot import Curve, curves_file, curves_svg
+from mxharness.wording import counted
 
 OWN, FLOOR = "mxharness", "floor"
 _MOST_PANELS = 24
@@ -21,7 +22,7 @@ _MOST_PANELS = 24
 class Group:
     """The rows of one operator."""
 
-    op: str
+    title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     sound: tuple[bool, ...]
@@ -74,7 +75,7 @@ def section(bench: Bench, comparison: Comparison | None = None, note: str = "") 
     for op, rows in table.by_op(bench).items():
         names = table.columns(rows)
         cells = tuple(table.cells(row, names) for row in rows)
-        groups.append(Group(op, names, cells, tuple(row.sound for row in rows)))
+        groups.append(Group(f"{op}: {counted(len(rows), 'row')}", names, cells, tuple(row.sound for row in rows)))
     drawn = panels(bench)
     return Section(
         bench=bench,

@@ -29,8 +29,11 @@ _MOST_MOVED = 40
 _INDENT = 4
 _LONGEST = 300
 """Characters of a sentence about a failure; the whole stands in pytest's own lines and in the record."""
-_WIDE, _NARROW = 100, 60
-"""From so many columns on the worst case is named; below so few there is no time and no count of random cases."""
+_NARROW = 70
+"""Below so few columns what moved is told in lines, not in a table."""
+_DISPENSABLE = ("random", "cases", "worst case", "seconds", "drift", "error/bound")
+"""Columns that are left out of a terminal that has no room for them, one by one."""
+_ENDLESS = 10_000
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def sections(
         console = _console(look)
         found = rows(record, against, seconds)
         if found:
-            console.print(_operators(found, look.width))
+            console.print(_operators(found, console))
         for line in (*_line(record), *_skips(record)):
             console.print(line)
         yield "what ran", _text(console)
@@ -143,31 +146,33 @@ def _text(console: Console) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
-def _operators(found: Sequence[Row], width: int) -> Table:
+def _operators(found: Sequence[Row], console: Console) -> Table:
+    """As many columns as there is room for; those that nobody needs are left out in any case."""
+    from rich.measure import Measurement
     from rich.text import Text
 
-    drift = any(row.drift for row in found)
-    known = any(row.known for row in found)
-    bounded = any(row.worst for row in found)
-    drawn = any(row.random for row in found) and width >= _NARROW
-    columns = {"operator": True, "cases": width >= _NARROW, "right": True, "wrong": True, "known": known}
-    columns |= {"error/bound": bounded, "worst case": bounded and width >= _WIDE, "random": drawn}
-    columns |= {"drift": drift, "seconds": width >= _NARROW}
-    table = _table([name for name, shown in columns.items() if shown], right="cases right wrong known seconds")
-    for row in found:
-        cells = {
-            "operator": Text(row.op, "bold"),
-            "cases": Text(f"{row.cases:,}" if row.cases else "-"),
-            "right": Text(f"{row.right:,}" if row.cases else "-", "green" if row.right and not row.wrong else ""),
-            "wrong": Text(f"{row.wrong:,}", "bold red") if row.wrong else Text("-"),
-            "known": Text(f"{row.known:,}", "yellow") if row.known else Text("-"),
-            "error/bound": Text(checks.short(row.worst.ratio, 3) if row.worst else "-"),
-            "worst case": Text(row.worst.case.removeprefix(f"{row.op}-") if row.worst else "-"),
-            "random": Text(row.random or "-"),
-            "drift": Text(row.drift or "-", "yellow" if row.drift not in ("same", "") else ""),
-            "seconds": Text(f"{row.seconds:.1f}"),
-        }
-        table.add_row(*(cells[name] for name, shown in columns.items() if shown))
+    columns = {
+        "operator": [Text(row.op, "bold") for row in found],
+        "cases": [Text(f"{row.cases:,}" if row.cases else "-") for row in found],
+        "right": [Text(f"{row.right:,}" if row.cases else "-", "green" if row.right else "") for row in found],
+        "wrong": [Text(f"{row.wrong:,}", "bold red") if row.wrong else Text("-") for row in found],
+        "known": [Text(f"{row.known:,}", "yellow") if row.known else Text("-") for row in found],
+        "error/bound": [Text(checks.short(row.worst.ratio, 3) if row.worst else "-") for row in found],
+        "worst case": [Text(row.worst.case.removeprefix(f"{row.op}-") if row.worst else "-") for row in found],
+        "random": [Text(row.random or "-") for row in found],
+        "drift": [Text(row.drift or "-", "yellow" if row.drift not in ("same", "") else "") for row in found],
+        "seconds": [Text(f"{row.seconds:.1f}") for row in found],
+    }
+    idle = {name for name, cells in columns.items() if all(cell.plain == "-" for cell in cells)} - {"wrong"}
+    left_out: list[str] = []
+    for one in ("", *_DISPENSABLE):
+        left_out.append(one)
+        shown = [name for name in columns if name not in idle and name not in left_out]
+        table = _table(shown, right="cases right wrong known seconds")
+        for cells in zip(*(columns[name] for name in shown), strict=True):
+            table.add_row(*cells)
+        if Measurement.get(console, console.options.update(width=_ENDLESS), table).maximum <= console.width:
+            break
     return table
 
 
@@ -182,9 +187,11 @@ def _table(columns: Iterable[str], right: str) -> Table:
 
 
 def _line(record: RunRecord) -> Iterator[str]:
-    """How far the largest error is along the probabilistic line, which may be passed, but shows (docs/judging.md)."""
+    """How far the largest error of what is right is along its bound, and the probabilistic line (docs/judging.md)."""
     judged = [one for one in record.outcomes if one.passed and one.gate in fuzz.BOUNDED]
     if judged:
+        closest = max(judged, key=lambda one: one.ratio)
+        yield f"largest error {closest.ratio:.3g} of the bound ({closest.case})"
         worst = max(judged, key=lambda one: one.line)
         compared = sum(one.elements for one in record.outcomes)
         yield (

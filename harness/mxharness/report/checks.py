@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from dataclasses import dataclass
 
 from mxharness.op import Outcome
 from mxharness.record import RunRecord, is_right
+from mxharness.repeat import expression
 
-_OUTSIDE_WORDS = re.compile(r"[^\w:+\-.\[\]\\/]+")
-"""What pytest's -k does not read as a part of a name."""
 _REPLAY = "mxharness replay "
 
 
@@ -79,11 +77,6 @@ def narrowed(device_class: str, op: str) -> str:
 
 def _run(device_class: str) -> str:
     return f"mxharness run --device {'host' if device_class == 'host' else 'cuda'} --no-perplexity"
-
-
-def expression(name: str) -> str:
-    """What pytest's -k selects the test `name` by; "=" and the like may not stand in it."""
-    return " and ".join(_OUTSIDE_WORDS.split(name))
 
 
 def severity(outcome: Outcome) -> tuple[bool, float, str]:

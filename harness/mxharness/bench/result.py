@@ -159,7 +159,7 @@ def parsed(content: str, path: Path | str) -> Bench:
 def beside(folder: Path) -> Bench | None:
     """The record that lies in a run's folder; None where there is none. Raises as `load`."""
     path = folder / FILE
-    return load(path) if path.exists() else None
+    return load(path) if path.is_file() else None
 
 
 def place(device_class: str, root: Path | None = None) -> Path:
@@ -170,7 +170,7 @@ def place(device_class: str, root: Path | None = None) -> Path:
 def found(name: str) -> Path:
     """The file called so, or the committed record of that device class. UserError, saying what exists, for neither."""
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     committed = place(name)
     if committed.exists():

@@ -101,7 +101,7 @@ def _older(name: str) -> Bench:
     from mxharness.bench import result
 
     device_class, slash, plain = name.rpartition("/")
-    if not slash or Path(name).exists() or name.endswith(".json"):
+    if not slash or Path(name).is_file() or name.endswith(".json"):
         return result.load(result.found(name))
     found = baseline.load(device_class, plain).speed
     if found is None:

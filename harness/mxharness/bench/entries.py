@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mxharness.bench import attending, layers, products
+from mxharness.bench import attending, elementwise, layers, products
 from mxharness.bench.work import Work
 from mxharness.device import Device
 from mxharness.errors import UserError
@@ -81,8 +81,11 @@ _SPECS = (
     _Spec("gemm_bias", "N K", products.gemm_bias, SQUARES, (1, 16, 256, 2048)),
     _Spec("gemm_batch", "E N K", products.gemm_batch, ((8, 2880, 2880),), (1, 16, 256), quick=(16,)),
     _Spec("gemm_persistent", "N K", products.gemm_persistent, SHAPES[2:4], (1, 16, 64, 256, 2048), quick=(16,)),
-    _Spec("embedding", "V K", layers.embedding, ((50272, 4096),), (1, 256, 2048), quick=(2048,)),
-    _Spec("rms_norm", "K", layers.rms_norm, ((4096,),), (1, 16, 256, 2048), quick=(2048,)),
+    _Spec("embedding", "V K", elementwise.embedding, ((50272, 4096),), (1, 256, 2048), quick=(2048,)),
+    _Spec("rms_norm", "K", elementwise.rms_norm, ((4096,),), (1, 16, 256, 2048), quick=(2048,)),
+    _Spec("layer_norm", "K", elementwise.layer_norm, ((4096,),), (1, 2048)),
+    _Spec("swiglu", "I", elementwise.swiglu, ((2880,),), (4, 1024, 8192)),
+    _Spec("apply_rope", "H D", elementwise.apply_rope, ((32, 128),), (1, 2048)),
     _Spec("lm_head_greedy", "V K", layers.lm_head_greedy, _VOCABULARIES, (1, 4, 16, 64), quick=(1,)),
     _Spec("lm_head_topk", "V K", layers.lm_head_topk, _VOCABULARIES, (1, 16, 64)),
     _Spec("swiglu_ffn", "I H", layers.swiglu_ffn, ((14336, 4096),), (1, 16, 256, 2048), quick=(1,)),

@@ -1,4 +1,4 @@
-"""What is made of the products: embedding, norms, LM head, FFN and MoE, each with torch's way on decoded weights."""
+"""What is made of the products: LM head, FFN and MoE, each with torch's way on decoded weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import linear, silu
 
 from mxharness import functional
-from mxharness.bench.products import COPY, CUBLAS, copying
+from mxharness.bench.elementwise import gated
+from mxharness.bench.products import CUBLAS
 from mxharness.bench.work import (
     DTYPES,
     SOME_COLUMNS,
@@ -18,7 +19,6 @@ from mxharness.bench.work import (
     decoded,
     exact,
     first_row,
-    generator,
     packed_bytes,
     weights,
 )
@@ -29,58 +29,6 @@ from mxharness.timing import copies_for
 TOP_K = 50
 CHOSEN = 4
 """Experts of a token, as gpt-oss has them."""
-
-
-def embedding(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
-    """T rows of a table (V, K); each call reads others."""
-    (V, K), kind = shape, DTYPES[dtype]
-    table = weights(device, (V, K), 2)[0]
-    nbytes = packed_bytes(rows, K) + 2 * rows * K + 8 * rows
-    where = device.torch_device
-    copies = copies_for(nbytes)
-    ids = torch.randint(0, V, (copies, rows), device=where, generator=generator(where, 3))
-    dense = decoded(device, (V, K), 2, kind)[0]
-    some = ids[0][:SOME_ROWS]
-    return Work(
-        call=lambda i: functional.embedding_lookup(ids[i % copies], table, dtype=kind, validate=False, device=device),
-        copies=copies,
-        nbytes=nbytes,
-        flops=0,
-        golden=exact(Quantized(table.codes[some], table.scales[some]))[:, :SOME_COLUMNS],
-        part=corner,
-        row=first_row,
-        alone=lambda: functional.embedding_lookup(ids[0][:1], table, dtype=kind, device=device),
-        rivals={"torch embedding": Rival(lambda i: dense.index_select(0, ids[i % copies]), copies)},
-        reference="torch embedding",
-    )
-
-
-def rms_norm(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
-    """RMSNorm of (M, K) with float32 weights."""
-    (K,), kind = shape, DTYPES[dtype]
-    nbytes = 4 * rows * K + 4 * K
-    xs = activations(device, copies_for(nbytes), (rows, K), kind)
-    weight = activations(device, 1, (K,), torch.float32)[0]
-    narrow = weight.to(kind)
-    some = xs[0][:SOME_ROWS].double()
-    golden = some * (some.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
-    return Work(
-        call=lambda i: functional.rms_norm(xs[i % len(xs)], weight, device=device),
-        copies=len(xs),
-        nbytes=nbytes,
-        flops=0,
-        golden=golden[:, :SOME_COLUMNS],
-        part=corner,
-        row=first_row,
-        alone=lambda: functional.rms_norm(xs[0][:1], weight, device=device),
-        rivals={
-            "torch rms_norm": Rival(
-                lambda i: torch.nn.functional.rms_norm(xs[i % len(xs)], (K,), narrow, 1e-5), len(xs)
-            ),
-            COPY: copying(device, nbytes),
-        },
-        reference="torch rms_norm",
-    )
 
 
 def lm_head_greedy(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
@@ -220,12 +168,6 @@ GROUPED = "torch grouped_mm"
 """The same in bfloat16 or half: sorting by expert, torch's grouped products on decoded weights, the sum."""
 
 
-def _gated(y: torch.Tensor) -> torch.Tensor:
-    """gpt-oss's activation of interleaved gates and ups."""
-    gate, up = y[..., ::2].clamp(max=7.0), y[..., 1::2].clamp(-7.0, 7.0)
-    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
-
-
 def _torch_moe(
     x: torch.Tensor,
     router: torch.Tensor,
@@ -244,7 +186,7 @@ def _torch_moe(
     edges = torch.arange(1, len(router) + 1, device=x.device)
     ends = torch.searchsorted(sorted_experts, edges).to(torch.int32)
     y = torch.nn.functional.grouped_mm(x[order // CHOSEN], up.mT, offs=ends)
-    h = _gated(y + up_bias.to(x.dtype)[sorted_experts])
+    h = gated(y + up_bias.to(x.dtype)[sorted_experts])
     y = torch.nn.functional.grouped_mm(h, down.mT, offs=ends) + down_bias.to(x.dtype)[sorted_experts]
     y = y * weight.flatten()[order, None]
     return torch.zeros(T, H, dtype=x.dtype, device=x.device).index_add_(0, order // CHOSEN, y)
@@ -265,7 +207,7 @@ def _moe_golden(
         chosen = (router.double() @ token + router_bias.double()).topk(CHOSEN)
         y = torch.zeros_like(token)
         for weight, e in zip(chosen.values.softmax(-1), chosen.indices.tolist(), strict=True):
-            h = _gated(exact(Quantized(up.codes[e], up.scales[e])) @ token + up_bias[e].double())
+            h = gated(exact(Quantized(up.codes[e], up.scales[e])) @ token + up_bias[e].double())
             y += weight * (exact(Quantized(down.codes[e], down.scales[e])) @ h + down_bias[e].double())
         rows.append(y)
     return torch.stack(rows)

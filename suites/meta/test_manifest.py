@@ -181,6 +181,15 @@ def test_a_test_that_does_nothing_fails_the_run(project, name, old, new, sentenc
     assert line.startswith("FAIL: ")
 
 
+def test_a_plugin_that_leaves_tests_out_unasked_fails_the_run(project):
+    hook = "def pytest_collection_modifyitems(items):\n    items[:] = [one for one in items if '[1]' not in one.name]\n"
+    (project.path / "suites" / "conftest.py").write_text(hook)
+    code, line = run(project)
+    assert code == 1
+    assert line.startswith("FAIL: 1 test of the manifest left out by no option, as test_others.py::test_numbers[1]; ")
+    assert run(project, "--op", "dequant")[0] == 0, "what is limited says so"
+
+
 def test_an_empty_selection_fails(project):
     code, line = run(project, "-k", "nothing_is_called_this")
     assert (code, line.partition(";")[0]) == (1, "FAIL: nothing was selected")

@@ -186,3 +186,62 @@ def test_bound(op, case, gate, check):
     assert "elements of d past the bound (K products added on a tensor core that truncates)" in output
     assert 'paste into mma.CASES: Case("mma", ' in output
     assert any(not outcome["passed"] and outcome["message"] for outcome in record["outcomes"])
+
+
+@pytest.mark.parametrize("quiet", [(), ("-v",)], ids=["-q", "header"])
+def test_another_device_than_the_required_one_is_refused_however_little_is_shown(run, tmp_path, quiet):
+    code, output, _ = run(tmp_path, GOOD, "--require-device", "sm_90", *quiet)
+    assert code == 4
+    assert "ERROR: this run requires sm_90 and the device is host" in output
+
+
+def test_the_header_names_device_kernels_baseline_and_ledger(run, tmp_path):
+    from mxharness import baseline, paths
+    from mxharness.device.source import shipped
+
+    held = baseline.list_baselines(paths.baselines())[-1]
+    name = f"{held.device_class}/{held.name}"
+    named = ("--baseline", name, "-v", "--op", "dequant", "-k", "nothing")
+    _, output, _ = run(tmp_path, GOOD, *named)
+    lines = [line for line in output.splitlines() if line.startswith("mxharness: ")]
+    assert re.match(r"mxharness: host \(.+\), tensor-core arithmetic, bit for bit; kernels ", lines[0])
+    assert f"kernels {shipped().digest()[:12]} ({len(shipped().files)} files)" in lines[0]
+    about = rf"mxharness: baseline {re.escape(name)}, \d+ days? old, {held.checks:,} checks; compared with it"
+    assert re.fullmatch(about, lines[1])
+    assert lines[2] == "mxharness: no known failure"
+    _, output, _ = run(tmp_path, GOOD, "-v", "--op", "dequant", "-k", "nothing")
+    assert "mxharness: compared with no baseline (--baseline NAME)\n" in output
+
+
+FAILING = (
+    GOOD
+    + """
+from hypothesis import given, seed, settings
+
+def test_fuzz(op, part, random_check):
+    @seed(part.stream(op))
+    @settings(max_examples=part.examples, database=None)
+    @given(op.fuzz())
+    def holds(case):
+        random_check(op, case)
+    holds()
+    assert op.name != "dequant"
+
+def test_other():
+    assert not "right"
+"""
+)
+
+
+def test_what_is_not_a_check_has_its_command_in_the_record(run, tmp_path):
+    drawn = ("--fuzz", "3", "--fuzz-seed", "9")
+    code, _, record = run(tmp_path, FAILING, *drawn, "-k", "fuzz and (dequant or mma) or other")
+    assert code == 1
+    again = "mxharness run --device host --no-perplexity"
+    assert {row["op"]: row["command"] for row in record["fuzz"]} == {
+        op: f"{again} --op {op} --fuzz 3 --fuzz-seed 9 -k test_fuzz" for op in ("dequant", "mma")
+    }
+    assert [row["command"] for row in record["tests"]["failures"]] == [
+        f"{again} --fuzz 3 --fuzz-seed 9 -k 'test_fuzz[dequant- and 1of1 and ]'",
+        f"{again} -k test_other",
+    ]

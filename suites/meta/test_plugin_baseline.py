@@ -99,7 +99,9 @@ def texts(project):
 
 def test_a_baseline_is_written_and_rewritten_and_the_run_fails_all_the_same(project):
     for word in ("written", "rewritten"):
-        code, line, _ = run(project, "--baseline", "main", "--update-baseline")
+        code, line, text = run(project, "--baseline", "main", "--update-baseline", quiet="-v")
+        assert (" drift " in text) == (word == "rewritten"), "the first is against none"
+        assert f"= Blessed{', against host/main' if word == 'rewritten' else ''} =" in text
         assert code == 1
         found = re.match(WRITTEN, line)
         assert found, line
@@ -213,11 +215,13 @@ def test_the_bits_of_the_baseline_before_are_not_asked_of_the_next(project):
 
 
 def test_workers_leave_it_to_the_controller(project):
-    options = ("-q", "-p", "mxharness.plugin", "-p", "no:cacheprovider", "--import-mode=importlib", "--device", "host")
+    options = ("-p", "mxharness.plugin", "-p", "no:cacheprovider", "--import-mode=importlib", "--device", "host")
     rewrite = ("--baseline", "main", "--update-baseline", "-n", "1", "--rootdir", project.path)
     (project.path / "suites" / "conftest.py").write_text(f"import mxharness.plugin.against\n{MODEL}")
     done = project.runpytest_inprocess(*options, *rewrite, "suites")
     (line,) = (line for line in done.outlines if line.startswith(("PASS: ", "FAIL: ")))
     assert re.match(WRITTEN, line), line
+    assert sum(line.startswith("mxharness: host (") for line in done.outlines) == 1
+    assert "mxharness: baseline host/main will be written if everything passes" in done.outlines
     assert len(list(blessed(project).parent.iterdir())) == 1
     assert len(json.loads((blessed(project) / "dequant.json").read_text())["checks"]) == 3

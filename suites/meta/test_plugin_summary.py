@@ -46,7 +46,9 @@ def shown(
 
 
 def compared(*changes: Change, update: bool = False) -> Against:
-    return Against("host", "main", None, update, moved=changes, title="Moved from host/main", advice="bless it: so")
+    return Against(
+        "host", "main", None, update, held=True, moved=changes, title="Moved from host/main", advice="bless it: so"
+    )
 
 
 def test_an_operator_is_a_line_with_its_worst_case() -> None:

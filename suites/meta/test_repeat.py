@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark.expression import Expression
-from mxharness import paths, record, repeat, report
+from mxharness import baseline, paths, record, repeat, report
 from mxharness.cli import commands
 from mxharness.faults.planted import FAULTS
 from mxharness.fuzz import FuzzRow
@@ -94,5 +94,6 @@ def test_the_record_keeps_every_command_and_the_report_shows_it(tmp_path: Path) 
     )
     record.save(whole, tmp_path / "run.json")
     assert record.load(tmp_path / "run.json") == whole
+    assert baseline.perplexity_entries(whole) == baseline.perplexity_entries(run()), "a command is no experiment"
     lines = Page(report.render(whole)).lines
     assert {f"again {what}" for what in ("random", "fault", "model", "test")} <= set(lines)

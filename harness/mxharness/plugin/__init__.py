@@ -20,6 +20,7 @@ from mxharness.errors import UserError
 from mxharness.plugin import against, fixtures, known, options, parameters, watch
 from mxharness.plugin.options import device_of, parameter
 from mxharness.plugin.session import Session
+from mxharness.wording import counted
 
 if TYPE_CHECKING:
     from mxharness.manifest import Manifest
@@ -168,6 +169,17 @@ def _hold(config: pytest.Config, node_ids: list[str]) -> None:
     config.stash[_SESSION].collection = found
 
 
+def _left_out(config: pytest.Config, selected: set[str]) -> tuple[str, ...]:
+    """A sentence about tests of the manifest that were collected and then left out, though no option asked for that."""
+    from mxharness import manifest
+
+    demanded = manifest.within(manifest.load(config.rootpath), options.places(config), options.ignored(config))
+    left = demanded.ids - {manifest.canonical(one) for one in selected}
+    if not left:
+        return ()
+    return (f"{counted(len(left), 'test')} of the manifest left out by no option, as {manifest.label(min(left))}",)
+
+
 def _collected(node_ids: list[str]) -> Manifest:
     """What was collected, as a manifest; tests of the harness itself (suites/meta) are in none."""
     from mxharness.coverage import is_check
@@ -217,6 +229,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if found.errors and session.exitstatus == pytest.ExitCode.INTERRUPTED:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     ended = session.exitstatus in _ENDED
+    if found.whole and found.selected and found.collection.get("manifest") and not found.collection["lost"]:
+        found.collection["lost"] = _left_out(config, found.selected)
     if baseline and ended:
         record = _record(config)
         if baseline.update:

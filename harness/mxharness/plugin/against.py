@@ -38,6 +38,8 @@ class Against:
     """Why the run fails on its account."""
     found: str = ""
     """What the comparison found, for the verdict of a run that passes."""
+    held: bool = False
+    """Whether the run was held against a baseline at all: the first of its class is against none."""
     moved: Sequence[Change] = ()
     """What is not the same, in the order of operators."""
     title: str = ""
@@ -119,7 +121,12 @@ def compare(against: Against, record: RunRecord) -> None:
 
     no_model = Skip("perplexity", "the suites measure no model", asked=True)
     held = replace(record, skipped=(*record.skipped, no_model), kernels={})
-    found = drift.compare(against.label, held)
+    try:
+        found = drift.compare(against.label, held)
+    except UserError as error:  # it was there when the run began
+        against.reasons.append(str(error))
+        return
+    against.held = True
     against.moved = [change for change in found.changes if change.status not in ("same", "not run")]
     against.title = f"Moved from {found.baseline}"
     if found.moved:
@@ -139,6 +146,8 @@ def bless(against: Against, record: RunRecord, config: pytest.Config, *, right: 
     if not right:
         against.reasons.append(f"baseline {against.label} not written: a failing result is never blessed")
         return record
+    if config.get_terminal_writer().width_of_current_line:
+        config.get_terminal_writer().line()
     opened = device_of(config)
     record = measured(record, Request(device=opened.name), opened)
     try:
@@ -154,6 +163,7 @@ def bless(against: Against, record: RunRecord, config: pytest.Config, *, right: 
     done = "rewritten" if against.stored else "written"
     against.reasons.insert(0, f"baseline {against.label} {done}; {_AGAIN}")
     against.moved = [change for change in weighed.changes if change.status != "same"]
-    against.title = f"Blessed, against {weighed.against}"
+    against.held = weighed.against is not None
+    against.title = f"Blessed, against {weighed.against}" if weighed.against else "Blessed"
     against.advice = f"review and commit {path}"
     return record

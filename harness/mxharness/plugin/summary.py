@@ -91,7 +91,7 @@ def rows(record: RunRecord, against: Against | None, seconds: Mapping[str, float
                 known=excused,
                 worst=min(bounded, key=checks.severity) if bounded else None,
                 random=_drawn(drawn[op]) if op in drawn else "",
-                drift=held if against and against.title and outcomes else "",
+                drift=held if against and against.held and outcomes else "",
                 seconds=seconds.get(op, 0.0),
             )
         )

@@ -191,5 +191,5 @@ def of(config: pytest.Config) -> Watch | None:
     except (OSError, ValueError):  # standard output is no file: pytest runs within another program
         return None
     stream = os.fdopen(handle, "w", encoding=sys.stdout.encoding, errors="replace")
-    direct = config.getoption("capture") == "no"  # a test's own output would tear a bar apart
+    direct = config.getoption("capture", None) == "no"  # a test's own output would tear a bar apart
     return Watch(config, stream, terminal=sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not direct)

@@ -96,7 +96,7 @@ def draw(bench: Bench, path: Path) -> None:
 
 
 def panels(bench: Bench) -> dict[str, list[Curve]]:
-    """By operator, shape and type: kernel, floor and peers over row counts; fp16, which is as fast as bf16, is left out."""
+    """By operator, shape and type: kernel, floor and peers over row counts; fp16, as fast as bf16, is left out."""
     found: dict[str, list[Row]] = {}
     for rows in table.by_op(bench).values():
         for row in rows:

@@ -115,10 +115,10 @@ def _tolerances(before: Baseline, after: Baseline) -> list[Change]:
 def _one_sided(before: Entry | None, *, left_out: bool = False) -> Finding:
     """The status of what only one side has. left_out: the run was narrowed on purpose."""
     if before is None:
-        return "new", "in this run, not in the baseline"
+        return "new", "not in the baseline"
     if left_out:
         return "not run", "left out of this run on request"
-    return "vanished", "in the baseline, not in this run"
+    return "vanished", "in the baseline only"
 
 
 def _on_one_class(_before: Entry | None) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mxharness import baseline, history
 from mxharness.baseline import Baseline, Root
@@ -26,8 +26,8 @@ class Comparison:
 
     baseline: str
     """"sm_90/main"."""
-    device_class: str
-    """Of the run."""
+    subject: str
+    """What is compared: the device class of a run, or "sm_90/v2"."""
     created: str
     """UTC, ISO 8601: when the blessed run started."""
     changes: tuple[Change, ...]
@@ -36,7 +36,7 @@ class Comparison:
     incomplete: tuple[str, ...]
     """Why the run itself does not count, whatever the baseline says; empty when it does."""
     command: str
-    """What to type, after looking, to bless the run."""
+    """What to type, after looking, to bless the run; empty where there is none."""
     cross: bool = False
     """Whether the two are of different device classes."""
     damaged: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Comparison:
     def first_line(self) -> str:
         """One sentence that begins with PASS or FAIL."""
         word = "PASS" if self.passed else "FAIL"
-        head = f"{word}: {self.device_class} against {self.baseline}: {self.summary}"
+        head = f"{word}: {self.subject} against {self.baseline}: {self.summary}"
         parts = [head, *self.incomplete, *self.damaged]
         if self.cross:
             parts.append(f"bit for bit, though these differ: {named([what for what, _, _ in self.environment])}")
@@ -86,20 +86,31 @@ def compare(name: str, record: RunRecord, device_class: str | None = None, root:
     stored = baseline.load(device_class or named or record.device_class, plain, root)
     if record.arithmetic != "tensor-core":
         raise UserError(f"baselines hold tensor-core bits and this run used {record.arithmetic} arithmetic")
-    found = baseline.of(record)
-    cross = stored.device_class != record.device_class
-    changes = between(stored, found, _judged(record))
+    command = f"mxharness baseline create {stored.name} --replace"
+    if stored.device_class != record.device_class:
+        command = f"{command}    (on a {stored.device_class} device)"
+    found = _comparison(stored, baseline.of(record), _judged(record), root)
+    return replace(found, subject=record.device_class, incomplete=verdict(record).reasons, command=command)
+
+
+def diff(before: Baseline, after: Baseline, root: Root = None) -> Comparison:
+    """What moved from one baseline to another; of two device classes bit for bit. root: as in baseline.load."""
+    return _comparison(before, after, None, root)
+
+
+def _comparison(stored: Baseline, found: Baseline, judged: Judged | None, root: Root) -> Comparison:
+    cross = stored.device_class != found.device_class
+    changes = between(stored, found, judged)
     others = baseline.Survey((), (), ()) if cross else baseline.survey(stored.device_class, root)
     changes = (*changes, *_cuts(stored, found, history.in_order(others.versions)))
-    command = f"mxharness baseline create {stored.name} --replace"
     return Comparison(
         baseline=f"{stored.device_class}/{stored.name}",
-        device_class=record.device_class,
+        subject=f"{found.device_class}/{found.name}",
         created=stored.created,
         changes=tuple(sorted(changes, key=lambda change: (change.op, change.key))),
-        environment=_environment_changes(stored, record),
-        incomplete=verdict(record).reasons,
-        command=f"{command}    (on a {stored.device_class} device)" if cross else command,
+        environment=_environment_changes(stored, found),
+        incomplete=(),
+        command="",
         cross=cross,
         damaged=tuple(f"growth not judged over {one.device_class}/{one.name}: {one.why}" for one in others.damaged),
     )
@@ -144,7 +155,7 @@ def _cuts(stored: Baseline, found: Baseline, versions: Sequence[Baseline]) -> li
     ]
 
 
-def _environment_changes(stored: Baseline, record: RunRecord) -> tuple[tuple[str, str, str], ...]:
-    names = dict.fromkeys((*record.environment, *stored.environment))
-    pairs = ((name, str(stored.environment.get(name, "-")), str(record.environment.get(name, "-"))) for name in names)
+def _environment_changes(stored: Baseline, found: Baseline) -> tuple[tuple[str, str, str], ...]:
+    names = dict.fromkeys((*found.environment, *stored.environment))
+    pairs = ((name, str(stored.environment.get(name, "-")), str(found.environment.get(name, "-"))) for name in names)
     return tuple(pair for pair in pairs if pair[1] != pair[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mxharness.errors import UserError
 from mxharness.record import RunRecord, Skip
 from mxharness.report import head, trend
 
-from .made import CASES, GOOD, Page, case_of, version
+from .made import CASES, GOOD, LEFT_OUT, Page, case_of, version
 
 
 def call(tmp_path: Path, *arguments: str) -> Result:
@@ -93,6 +94,51 @@ def test_the_environment_names_a_place_for_all_commands(tmp_path: Path, monkeypa
     assert {one.device_class for one in baseline.list_baselines()} >= {"sm_90"}  # those that came with this version
     baseline.remove("host", "main")
     assert ("host", "main") not in {(one.device_class, one.name) for one in baseline.list_baselines()}
+
+
+# One against the other
+
+
+def test_two_baselines_are_compared_without_a_run(tmp_path: Path) -> None:
+    store, page = tmp_path / "store", tmp_path / "page.html"
+    kernels = {"kernels/gemm.cu": "1", "kernels/host/launch.cpp": "1"}
+    first = version(1, environment=kernels, device_class="sm_90")
+    second = version(2, 1.1, environment=dict.fromkeys(kernels, "2"), device_class="sm_90")
+    later = version(
+        3, environment=kernels, device_class="sm_90", outcomes=second.outcomes[1:], selected=23, executed=23
+    )
+    for i, one in enumerate((first, replace(second, perplexity=()), later)):
+        baseline.create(f"v{i}", replace(one, skipped=(LEFT_OUT,)), root=store)
+    found = call(tmp_path, "diff", "v0", "sm_90/v1", "--page", str(page))
+    assert found.return_value == 1
+    assert "FAIL: sm_90/v1 against sm_90/v0: 24 drifted, 1 vanished" in found.output
+    assert "bless" not in found.output
+    assert f"page: {page}" in found.output
+    lines = Page(page.read_text(encoding="utf-8")).lines
+    assert lines[:2] == ["FAIL:", "sm_90/v1 against sm_90/v0: 24 drifted, 1 vanished, 3 same"]
+    assert "1 kernel file changed: gemm.cu" in lines, "a GPU never sees what lies in kernels/host"
+    assert "24 checks in both, 24 of them with other bits" in lines
+    assert any(line.startswith("2 versions: v0 (") for line in lines)
+    assert not any(line.startswith("To bless") for line in lines)
+    assert not any("v2" in line for line in lines), "what came later is no part of it"
+    document = json.loads(call(tmp_path, "diff", "v1", "v2", "--page", str(page), "--json").output)
+    assert "23 checks in both, 0 of them with other bits" in Page(page.read_text(encoding="utf-8")).lines
+    assert document["counts"] == {"same": 26, "vanished": 1, "new": 1}
+    assert call(tmp_path, "diff", "v0", "v0").return_value == 0
+    assert isinstance(call(tmp_path, "diff", "v0", "v9").exception, UserError)
+    assert isinstance(call(tmp_path, "diff", "v0", "v1", "--page", str(page / "x")).exception, UserError)
+
+
+def test_baselines_of_two_device_classes_are_compared_bit_for_bit(tmp_path: Path) -> None:
+    baseline.create("main", version(1, environment={"kernels/host/launch.cpp": "1"}), root=tmp_path / "store")
+    other = version(2, 1.1, device_class="sm_90", environment={})
+    baseline.create("main", other, root=tmp_path / "store")
+    page = tmp_path / "page.html"
+    found = call(tmp_path, "diff", "host/main", "sm_90/main", "--page", str(page))
+    assert "FAIL: sm_90/main against host/main: 24 failed" in found.output
+    assert "1 kernel file changed: host/launch.cpp" in Page(page.read_text(encoding="utf-8")).lines
+    both = call(tmp_path, "diff", "main", "main")
+    assert "main is in host, sm_90; name one" in str(both.exception)
 
 
 # One that cannot be read

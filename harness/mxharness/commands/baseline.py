@@ -1,6 +1,6 @@
 """`mxharness baseline create | compare | list`: bless a run, judge a run against a blessed one.
 
-commands/versions.py has the rest of the group: show, history, prune.
+commands/versions.py and commands/diff.py have the rest of the group: show, history, prune, diff.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mxharness.commands import common, versions
+from mxharness.commands import common, diff, versions
 from mxharness.commands.running import Request, execute, require_baseline, write_report
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def baseline() -> None:
     """
 
 
-for _command in (versions.show, versions.history, versions.prune):
+for _command in (versions.show, versions.history, versions.prune, diff.diff):
     baseline.add_command(_command)
 
 
@@ -154,16 +154,7 @@ def compare(
         comparison = drift.compare(name, found, root=at)
         write_report(found, out, comparison)
     if as_json:
-        document = {
-            "passed": comparison.passed,
-            "verdict": comparison.first_line,
-            "counts": dict(comparison.counts),
-            "changes": [dataclasses.asdict(change) for change in comparison.changes if change.status != "same"],
-            "environment": [
-                {"what": what, "baseline": before, "run": after} for what, before, after in comparison.environment
-            ],
-        }
-        common.print_json(document)
+        common.print_json(comparison_document(comparison))
     else:
         print_comparison(comparison)
     return common.PASS if comparison.passed else common.MISMATCH
@@ -191,13 +182,26 @@ def list_(*, at: str | None, as_json: bool) -> int:
     return common.MISMATCH if found.damaged else common.PASS
 
 
+def comparison_document(comparison: Comparison) -> dict[str, object]:
+    """What `--json` says of a comparison."""
+    return {
+        "passed": comparison.passed,
+        "verdict": comparison.first_line,
+        "counts": dict(comparison.counts),
+        "changes": [dataclasses.asdict(change) for change in comparison.changes if change.status != "same"],
+        "environment": [
+            {"what": what, "baseline": before, "run": after} for what, before, after in comparison.environment
+        ],
+    }
+
+
 def print_comparison(comparison: Comparison) -> None:
     """Print what moved and the verdict; where it fails, the command that blesses the run."""
     _print_changes(f"Moved from {comparison.baseline}", comparison.changes)
     if comparison.environment:
-        common.print_table("Environment", ("what", "in the baseline", "in the run"), comparison.environment)
+        common.print_table("Environment", ("what", f"in {comparison.baseline}", "now"), comparison.environment)
     click.echo(comparison.first_line)
-    if comparison.moved:
+    if comparison.moved and comparison.command:
         click.echo(f"where the change is meant, bless it: {comparison.command}")
 
 

@@ -31,7 +31,7 @@ _class_argument = click.argument("device_class", metavar="CLASS")
 @common.json_option
 def show(*, name: str, ops: tuple[str, ...], at: str | None, as_json: bool) -> int:
     """Show what a baseline holds."""
-    found = _named(name, at)
+    found = named(name, at)
     by_op: defaultdict[str, list[tuple[str, dict[str, object]]]] = defaultdict(list)
     for key, entry in sorted(found.checks.items()):
         by_op[str(entry["op"])].append((key, entry))
@@ -170,7 +170,7 @@ def _none(damaged: Sequence[Damaged], device_class: str, then: str, where: str =
     return damaged[0].why if damaged else f"no baseline of {device_class}{where}; {then}"
 
 
-def _named(name: str, root: Root) -> Baseline:
+def named(name: str, root: Root) -> Baseline:
     """CLASS/NAME, or NAME where one device class alone has it."""
     from mxharness import baseline as store
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mxharness import fuzz, paths
-from mxharness.drift import PASSING, Change, Comparison
+from mxharness.drift import Comparison
 from mxharness.op import GATES, Outcome
 from mxharness.record import RunRecord, is_right, verdict
-from mxharness.report import checks, head, model, operators, skips, trend
+from mxharness.report import checks, head, model, moved, operators, skips, trend
 from mxharness.report.table import Column, Detail, Table, payload
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_FAILURES = 50
 _STARTS = 3
-_PAGE_OF_CHANGES = 20
 _CLOSEST = 10
 _ARITHMETIC = {
     "tensor-core": "tensor-core, bit for bit",
@@ -43,7 +41,6 @@ def render(
     result = verdict(record)
     passed = result.passed and (comparison is None or comparison.passed)
     failures = sorted((outcome for outcome in record.outcomes if not is_right(outcome)), key=checks.severity)
-    moved = head.moved(comparison)
     return template("report.html.j2").render(
         record=record,
         passed=passed,
@@ -60,8 +57,8 @@ def render(
         failures=failures[:_MOST_FAILURES],
         starts=checks.smallest(record)[:_STARTS],
         failures_left=max(0, len(failures) - _MOST_FAILURES),
-        moved=_moved_table(comparison, moved) if comparison and moved else None,
-        grave=sum(change.status not in PASSING for change in moved),
+        moved=moved.table(comparison),
+        grave=moved.grave(comparison),
         families=operators.families(record),
         suites=operators.suites(record),
         gates=GATES,
@@ -204,29 +201,3 @@ def _table(record: RunRecord) -> Table:
         repeat=f"{checks.narrowed(record.device_class, '{0}')} -k '{{1}}'" if outcomes else "",
         repeated=(10, 1, 2),
     )
-
-
-def _moved_table(comparison: Comparison, moved: list[Change]) -> Table:
-    """What is not as in the baseline, the gravest first."""
-    return Table(
-        noun="entries that moved",
-        page=_PAGE_OF_CHANGES,
-        badly="that fail the comparison",
-        columns=(
-            Column("status", "text", [change.status for change in moved], chosen=True),
-            Column("check", "name", [change.key for change in moved]),
-            Column("operator", "text", [change.op for change in moved], chosen=True),
-            Column("error / bound before", "number", [_ratio(change.before) for change in moved]),
-            Column("now", "number", [_ratio(change.after) for change in moved]),
-            Column("what moved", "message", [change.message for change in moved]),
-        ),
-        anchors=[f"moved:{change.key.replace(' ', ':')}" for change in moved],
-        bad=[change.status not in PASSING for change in moved],
-        details={},
-        repeat=comparison.command,
-        repeated=(2, 1, 0),
-    )
-
-
-def _ratio(entry: Mapping[str, object] | None) -> object:
-    return entry.get("ratio", "") if entry else ""

@@ -41,10 +41,13 @@ class History:
     """Versions that cannot be read, and so are not in the plots."""
 
 
-def of(device_class: str, root: Root = None) -> History | None:
-    """What the baselines of `device_class` say; None where there are fewer than two, which show no movement."""
+def of(device_class: str, root: Root = None, until: str = "") -> History | None:
+    """What the baselines of `device_class` say; None where there are fewer than two, which show no movement.
+
+    until: leave out what was blessed after this time.
+    """
     there = baseline.survey(device_class, root)
-    versions = history.in_order(there.versions)
+    versions = history.in_order(one for one in there.versions if not until or one.created <= until)
     if len(versions) < _FEWEST:
         return None
     operators, checks = history.operator_series(versions), history.check_series(versions)

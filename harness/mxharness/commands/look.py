@@ -76,6 +76,7 @@ def info(as_json: bool) -> int:
     shown = [(what, value) for what, value in facts.items() if what not in _OF_A_RUN]
     common.print_table("Environment", ("what", "value"), shown)
     _print_devices()
+    _print_dispatch()
     ready = [row["name"] for row in devices() if row["present"]]
     click.echo(f"`mxharness run` will use {ready[-1]}" if ready else "`mxharness run` needs one of the devices above")
     return common.PASS
@@ -95,6 +96,19 @@ def devices() -> list[dict[str, Any]]:
 def _print_devices() -> None:
     rows = [(row["name"], "yes" if row["present"] else "no", row["missing"]) for row in devices()]
     common.print_table("Devices", ("name", "present", "what is missing"), rows)
+
+
+def _print_dispatch() -> None:
+    try:
+        from mxharness.functional import dispatch
+    except ModuleNotFoundError:  # no torch: the devices' table says so
+        return
+    for title, device_class in (("Hopper and the host device", "sm_90"), ("other GPUs", "sm_80")):
+        common.print_table(
+            f"Kernels of a GEMM, {title}",
+            ("weights", "rows", "kernels, all with the same bits"),
+            dispatch.table(device_class),
+        )
 
 
 def _operator(op: Op) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class CudaDevice:
         self.device_class = f"sm_{major}{minor}"
         self.architecture = "sm_90a" if (major, minor) == (9, 0) else self.device_class
         self._modules: dict[str, Any] = {}
+        self._functions: dict[tuple[str, str], tuple[Any, int]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised contiguous tensor on the GPU."""
@@ -176,11 +177,11 @@ class CudaDevice:
         self, source: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: object
     ) -> None:
         """Enqueue the kernel. UserError for a kernel or an argument type that does not exist."""
-        function = self.function(source, kernel)
+        function, shared = self._found(source, kernel)
         values = [kernel_argument(argument) for argument in arguments]
-        whole_block = (*block, *(1,) * (3 - len(block)))
+        whole_grid, whole_block = (*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block)))
         try:
-            function(*values, grid=(*grid, *(1,) * (3 - len(grid))), block=whole_block, stream=self._stream)
+            function(*values, grid=whole_grid, block=whole_block, stream=self._stream, shared=shared)
         except self._driver.Error as error:
             raise self.failed(error) from error
 
@@ -200,6 +201,26 @@ class CudaDevice:
 
     def function(self, source: str, kernel: str) -> Any:  # noqa: ANN401  pycuda has no type stubs
         """PyCUDA's function object: num_regs, local_size_bytes, shared_size_bytes are readable on it."""
+        return self._found(source, kernel)[0]
+
+    def _found(self, source: str, kernel: str) -> tuple[Any, int]:
+        """The function and the bytes of shared memory a launch must bring: what its file's <kernel>_shared says."""
+        if (source, kernel) not in self._functions:
+            function = self._load(source, kernel)
+            self._functions[source, kernel] = function, self._brought(source, kernel, function)
+        return self._functions[source, kernel]
+
+    def _brought(self, source: str, kernel: str, function: Any) -> int:  # noqa: ANN401  pycuda has no type stubs
+        if f"{kernel}_shared" not in self.sources.text(source):
+            return 0
+        address, size = self._modules[source].get_global(f"{kernel}_shared")
+        value = bytearray(size)
+        self._driver.memcpy_dtoh(value, address)
+        shared = int.from_bytes(value, "little")
+        function.set_attribute(self._driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+        return shared
+
+    def _load(self, source: str, kernel: str) -> Any:  # noqa: ANN401  pycuda has no type stubs
         if source not in self._modules:
             cubin = compile_cubin(self.sources, source, self.architecture)
             self._modules[source] = self._driver.module_from_buffer(cubin.read_bytes())

@@ -1,6 +1,6 @@
 """GEMMs with MXFP4 weights, float32 accumulation in the declared order: a row's bits do not depend on the batch.
 
-y = x W^T (+ bias). Which kernel runs depends on the number of rows alone (SMALL_M); both have the same bits.
+y = x W^T (+ bias). Which kernel runs is decided in dispatch.py; all have the same bits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ from mxharness.functional.common import (
     check_weight,
     device_of,
 )
+from mxharness.functional.dispatch import Problem, choose
 from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
-
-SMALL_M = 8
-"""Up to so many rows the kernel for few rows runs."""
-_SMALL_N, _TILE = 16, 64
-_MOST_TILES = 65_535
-"""Of a grid's second and third size, CUDA's limit."""
 
 
 def gemm(
@@ -219,24 +214,18 @@ def multiply(
     entries: torch.Tensor | None = None,
     fan: int = 1,
 ) -> None:
-    """Launch gemm.cu on checked tensors; the only place that knows its grid and argument order.
+    """Launch a GEMM's kernel on checked tensors; the only place that knows their argument order.
 
     weight: codes (.., N, K/2) uint8 and scales, or a dense operand (.., N, K) and scales or None. rows: of the largest
     problem, or, with offsets (problems + 1) and entries int32, of all problems together: entry e reads x's row
     e / fan and writes y's row e.
     """
     w, scales = weight
-    kind = "gemm" if w.dtype == torch.uint8 else "dense"
     N, K = y.shape[-1], x.shape[-1]
-    small = rows <= SMALL_M
-    tile = SMALL_M if small else _TILE
-    if offsets is None:
-        grid = (-(-N // (_SMALL_N if small else _TILE)), -(-rows // tile), problems)
-    else:  # every problem may end in a tile that is not full
-        grid = (-(-N // (_SMALL_N if small else _TILE)), rows // tile + min(problems, rows), 1)
-    if max(grid[1:]) > _MOST_TILES:
-        raise UserError(f"a GEMM takes up to {_MOST_TILES} tiles of {tile} rows and as many matrices, not {rows} rows")
+    kind = "gemm" if w.dtype == torch.uint8 else "dense"
+    problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None)
+    plan = choose(problem, device.device_class)
     device.launch(
-        "gemm.cu", f"{kind}_{'small' if small else 'tile'}_{ACTIVATIONS[x.dtype]}", grid, (256 if small else 128,),
+        plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
         y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),
     )  # fmt: skip

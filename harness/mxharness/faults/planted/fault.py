@@ -46,8 +46,9 @@ class Fault:
     """Operator whose cases are run."""
     detector: str
     """The check that must fail first: a gate, "memory" for writes outside an output, "crash" for no output at all."""
-    also: FunctionChange | None = None
-    """The reference makes the same mistake: whoever wrote the kernel wrote it, too, or blessed what came out."""
+    also: FunctionChange | KernelChange | None = None
+    """The reference makes the same mistake: whoever wrote the kernel wrote it, too, or blessed what came out. Or the
+    mistake's other half."""
     pattern: str = ""
     """What the failing check's message must say about the place or kind of the fault; empty where it cannot know."""
     on_gpu: str = ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
-_OPERANDS = "return make_uint2(operand<T>(codes4 & 0xff, scale), operand<T>(codes4 >> 8, scale));"
-
 FAULTS: tuple[Fault, ...] = (
     Fault(
         name="silent-fallback",
@@ -40,9 +38,9 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="vllm PR 49335",
         symptom="wrong with few rows only: one path takes the two bytes of a load in the other order",
         change=KernelChange(
-            "gemm.cuh",
-            _OPERANDS,
-            "return make_uint2(operand<T>(codes4 >> 8, scale), operand<T>(codes4 & 0xff, scale));",
+            "gemm_few.cuh",
+            "words[i][0] = __byte_perm(a, c, 0x5140);",
+            "words[i][0] = __byte_perm(a, c, 0x4051);",
         ),
         op="gemm",
         detector="bound",
@@ -56,9 +54,41 @@ FAULTS: tuple[Fault, ...] = (
             "const int warp_n = warp / 2 * 32, warp_m = warp % 2 * 32;",
             "const int warp_n = warp / 4 * 32, warp_m = warp % 4 / 2 * 32;",
         ),
-        op="gemm",
+        op="gemm_persistent",
         detector="bound",
         pattern="features 32 to 63",
+    ),
+    Fault(
+        name="warpgroups-share-their-features",
+        seen_in="triton-lang/triton PR 9029",
+        symptom="wrong from the second warpgroup on: its place in the tile is that of the first",
+        change=KernelChange(
+            "gemm_wide.cuh",
+            "const int first_feature = group * MB * GROUP_ROWS + ",
+            "const int first_feature = group / 2 * MB * GROUP_ROWS + ",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="codes-of-the-wrong-lane",
+        seen_in="any kernel that decodes into fragments",
+        symptom="the codes that lanes 1 and 2 of four decode are exchanged",
+        change=KernelChange(
+            "gemm_wide.cuh",
+            "return __byte_perm(word << 4, word, t * 0x1111 + 0x4400);",
+            "return __byte_perm(word << 4, word, (t == 0 || t == 3 ? t : 3 - t) * 0x1111 + 0x4400);",
+        ),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="large-scales-in-one-product",
+        seen_in="kernels that fold 2^126 into the scale's bfloat16 factor",
+        symptom="wrong from scale byte 129 on: the factor's exponent runs over",
+        change=KernelChange("gemm_wide.cuh", "if ((byte[0] | byte[1]) >= 128) {", "if ((byte[0] | byte[1]) >= 512) {"),
+        op="gemm",
+        detector="bound",
     ),
     Fault(
         name="tokens-read-as-columns",

@@ -1,0 +1,124 @@
+"""Which kernel of gemm.cu and gemm_wide.cu multiplies, by shape and device: the only place that decides it.
+
+All of them follow the canonical order of kernels/mma.cuh, so a choice costs or saves time and changes no bit: results
+do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes the kernels
+that an H100 takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mxharness.errors import UserError
+
+FEW_ROWS = 16
+"""Up to so many rows, or rows a routed problem on average, the kernels for few rows run."""
+MANY_FEATURES = 32_768
+"""From so many features on, of all problems together, there are warps enough without sharing K among several."""
+HALF_TILE_ROWS = 64
+"""Up to so many rows Hopper's kernel takes tiles of 64 rows instead of 128."""
+MULTIPROCESSORS = 132
+"""Of an H100: how many blocks run at once. Another number elsewhere costs time alone."""
+_MOST_TILES = 65_535
+"""Of a grid's second and third size, CUDA's limit."""
+_WGMMA = ("host", "sm_90")
+"""Device classes whose kernels for many rows use Hopper's warpgroup instructions."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel and how it is launched."""
+
+    source: str
+    kernel: str
+    features: int
+    """Of a block."""
+    rows: int
+    """Of a block."""
+    threads: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be multiplied: y (problems, rows, N) = x W^T."""
+
+    kind: str
+    """Of the weights: "gemm" (MXFP4) or "dense" (16 bit)."""
+    dtype: str
+    """Of x: "bf16" or "fp16"."""
+    N: int
+    rows: int
+    """Of the largest problem; where rows are routed to problems, of all together."""
+    problems: int = 1
+    routed: bool = False
+
+    @property
+    def rows_each(self) -> float:
+        """Rows that a problem has, on average where they are routed."""
+        return self.rows / self.problems if self.routed else self.rows
+
+    def blocks(self, plan: Plan) -> tuple[int, int, int]:
+        """The grid; a routed problem may end in a tile that is not full. UserError for more than CUDA allows."""
+        tiles = self.rows // plan.rows + min(self.problems, self.rows) if self.routed else -(-self.rows // plan.rows)
+        grid = (-(-self.N // plan.features), tiles, 1 if self.routed else self.problems)
+        if max(grid[1:]) > _MOST_TILES:
+            said = f"{_MOST_TILES} tiles of {plan.rows} rows and as many matrices"
+            raise UserError(f"a GEMM takes up to {said}, not {self.rows} rows")
+        return grid
+
+
+def choose(problem: Problem, device_class: str) -> Plan:
+    """The kernel for `problem` on a device of this class ("host", "sm_90", ..)."""
+    if problem.rows_each <= FEW_ROWS:
+        return _few(problem)
+    if problem.kind == "dense" or device_class not in _WGMMA:
+        return Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)
+    if problem.rows_each <= HALF_TILE_ROWS * (0.75 if problem.routed else 1):
+        return _wide(problem, 128, 64)
+    narrow = _wide(problem, 128, 128)
+    if problem.dtype != "bf16":
+        return narrow
+    wide = _wide(problem, 256, 128)
+    return wide if 9 * _waves(problem, wide) < 5 * _waves(problem, narrow) else narrow  # a wave takes 1.8 times as long
+
+
+def _few(problem: Problem) -> Plan:
+    features = problem.N * (min(problem.problems, problem.rows) if problem.routed else problem.problems)
+    if problem.kind == "dense":
+        kernel = ("small", 16, 8, 256)
+    elif problem.rows_each <= 8:
+        kernel = ("small", 16, 8, 512) if features < MANY_FEATURES else ("long", 64, 8, 128)
+    else:
+        kernel = ("small16", 16, 16, 256) if features < MANY_FEATURES else ("long16", 128, 16, 128)
+    name, *sizes = kernel
+    return Plan("gemm.cu", f"{problem.kind}_{name}_{problem.dtype}", *sizes)
+
+
+def _wide(problem: Problem, features: int, rows: int) -> Plan:
+    return Plan("gemm_wide.cu", f"gemm_wide_{features}x{rows}_{problem.dtype}", features, rows, 384)
+
+
+def _waves(problem: Problem, plan: Plan) -> int:
+    features, tiles, problems = problem.blocks(plan)
+    return -(-features * tiles * problems // MULTIPROCESSORS)
+
+
+def table(device_class: str) -> list[tuple[str, str, str]]:
+    """For people: weights, rows and the kernels that may run, on a device of this class."""
+    examples = (("MXFP4", "gemm"), ("16 bit", "dense"))
+    steps = ((1, FEW_ROWS), (FEW_ROWS + 1, HALF_TILE_ROWS), (HALF_TILE_ROWS + 1, None))
+    return [
+        (
+            weights,
+            f"{first} to {last}" if last else f"{first} and more",
+            ", ".join(
+                dict.fromkeys(
+                    choose(Problem(kind, dtype, N, last or rows), device_class).kernel
+                    for dtype in ("bf16", "fp16")
+                    for N, rows in ((256, first), (4096, 2048))
+                )
+            ),
+        )
+        for weights, kind in examples
+        for first, last in steps
+    ]

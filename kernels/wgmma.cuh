@@ -1,0 +1,124 @@
+// A warpgroup's step on Hopper's tensor core: 64 weights rows from registers by TOKENS columns from shared memory over
+// 16 k, asynchronous. The bits are those of mma.cuh's step; on the CPU it is made of that step.
+//
+// Shared tokens are tiles of 64 k: row r has its 128 bytes at 128 r, the 16-byte piece p of them at place p ^ (r & 7)
+// ("128-byte swizzle"), and a tile begins at a multiple of 1,024 bytes. Registers, lane = 4 g + t of warp w:
+//   a[0..3]   as mma.m16n8k16's, of rows 16 w + g and 16 w + g + 8
+//   d[j]      columns 8 j + 2t and 8 j + 2t + 1 of row 16 w + g, then of row 16 w + g + 8
+// Between group_fence and the group_wait that covers the step, a and d belong to the tensor core.
+#pragma once
+
+#include "mma.cuh"
+
+constexpr int GROUP_ROWS = 64, GROUP_THREADS = 128, SWIZZLE_K = 64;
+
+// Where in a tile the 16-byte piece (8 k) of a row lies, in bytes.
+__device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
+
+#ifdef __CUDACC__
+
+// The instruction names its registers one by one.
+#define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define D32                                                                                                       \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+#define D64                                                                                                       \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
+    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define WGMMA_64(type)                                                                                            \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"                                                     \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
+#define WGMMA_128(type)                                                                                           \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %69, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " D64                             \
+                 "{%64, %65, %66, %67}, %68, add, 1, 1, 0; }"                                                     \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),      \
+                   FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_64("bf16");
+}
+__device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_64("f16");
+}
+__device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_128("bf16");
+}
+__device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_128("f16");
+}
+__device__ inline void group_fence() { asm volatile("wgmma.fence.sync.aligned;"); }
+__device__ inline void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;"); }
+// Until all steps but those of the last `pending` commits are done. With none pending, d is the thread's again.
+template <int pending, int NT> __device__ inline void group_wait(float (&d)[NT][4]) {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
+    if (pending == 0) {
+#pragma unroll
+        for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));  // no use of d moves to before the wait
+    }
+}
+// What this thread wrote to shared memory is seen by the tensor core after the next barrier.
+__device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
+template <int count> __device__ inline void keep_registers() {
+    if (count < 168) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+    else asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+#else  // no such unit: functional/gemm.py does not launch these kernels there
+
+template <int NT, class T>
+__device__ inline void wgmma(float (&)[NT][4], const std::uint32_t (&)[4], std::uint64_t, int, T) { __trap(); }
+__device__ inline void group_fence() {}
+__device__ inline void group_commit() {}
+template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
+__device__ inline void publish_shared() {}
+template <int count> __device__ inline void keep_registers() {}
+
+#endif
+
+// d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
+template <class T, int NT>
+__device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int) {
+    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile)) + 32 * step;
+    // Start and the 1,024 bytes between groups of 8 rows, in units of 16; 1 << 62: the 128-byte swizzle.
+    const std::uint64_t tokens = (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+    wgmma(d, a, tokens, first ? 0 : 1, T());
+}
+
+#else
+
+inline void group_fence() {}
+inline void group_commit() {}
+template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {}
+inline void publish_shared() {}
+template <int count> inline void keep_registers() {}
+
+template <class T, int NT>
+inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {
+    constexpr int some = 4;  // columns tiles at once
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    std::uint32_t rows[1][4];
+    std::memcpy(rows, a, sizeof rows);
+    for (int j = 0; j < NT; j += some) {
+        float(&sum)[1][some][4] = *reinterpret_cast<float(*)[1][some][4]>(d + j);
+        if (first) std::memset(sum, 0, sizeof sum);
+        if (8 * j >= live) continue;
+        std::uint32_t b[some][2];
+        for (int i = 0; i < some; ++i)
+            for (int r = 0; r < 2; ++r)
+                b[i][r] = *reinterpret_cast<const std::uint32_t*>(
+                    static_cast<const char*>(tile) + swizzled(8 * (j + i) + g, 2 * step + r) + 4 * t);
+        mma_step(Fragments<T, 1, some>{sum, rows, b});
+    }
+}
+
+#endif

@@ -1,0 +1,143 @@
+"""Every kernel that may multiply gives the same bits, on both sides of every switch between them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from mxharness import functional
+from mxharness.errors import UserError
+from mxharness.functional import dispatch
+from mxharness.functional.dispatch import Plan, Problem, choose
+from mxharness.mxfp4 import Quantized
+
+gemms = import_module("mxharness.functional.gemm")  # the package's own name `gemm` is the function
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WIDE = ((128, 64), (128, 128), (256, 128))
+
+
+def plans(dtype, device):
+    """All kernels for MXFP4 weights that this device has."""
+    found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), choose(Problem("gemm", dtype, 16, 1), "host")]
+    if device.device_class in dispatch._WGMMA:
+        kernels = device.sources.kernels("gemm_wide.cu")
+        wide = [dispatch._wide(Problem("gemm", dtype, 16, 1), *shape) for shape in WIDE]
+        found += [plan for plan in wide if plan.kernel in kernels]
+    return found
+
+
+def data(M, N, K, dtype, scales=(0, 256), seed=0):
+    """Tokens (M, K) and weights (N, K) whose features have scale bytes about one of the given range each."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(M, K, generator=draw).to(TYPES[dtype])
+    codes = torch.randint(0, 256, (N, K // 2), generator=draw, dtype=torch.uint8)
+    about = torch.randint(*scales, (N, 1), generator=draw) + torch.randint(-2, 3, (N, K // 32), generator=draw)
+    return x, Quantized(codes, about.clamp(0, 255).to(torch.uint8))
+
+
+def by(plan, monkeypatch, device, call):
+    with monkeypatch.context() as patch:
+        patch.setattr(gemms, "choose", lambda *_: plan)
+        return bits(call(), device)
+
+
+def bits(y, device):
+    device.synchronize()
+    y = y.cpu().contiguous()
+    y[y.isnan()] = float("nan")  # on a CPU the sign of a NaN tells which operand it came from
+    return y.view(torch.int16 if y.element_size() == 2 else torch.int32)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("M", "N", "K", "scales", "out"),
+    [
+        (70, 65, 160, (110, 128), None),  # one piece of a feature tile, a K that is no multiple of 128
+        (130, 264, 96, (100, 140), torch.float32),  # past every tile, less than a stage
+        (33, 40, 608, (0, 256), None),  # five stages: the scales of a second 512 k; every scale byte
+        (17, 16, 32, (0, 20), torch.float32),
+        (65, 129, 1056, (240, 256), torch.float32),  # Inf and NaN; rows of scales of an odd length
+    ],
+)
+def test_all_kernels_have_the_same_bits(device, monkeypatch, dtype, M, N, K, scales, out):
+    x, weight = data(M, N, K, dtype, scales)
+    x[0, 1], x[-1, -1] = float("inf"), float("nan")
+    x, weight = device.upload(x), Quantized(*map(device.upload, weight))
+    bias = device.upload(torch.linspace(-1, 1, N))
+    seen = [
+        by(plan, monkeypatch, device, lambda: functional.gemm_bias(x, weight, bias, out_dtype=out, device=device))
+        for plan in plans(dtype, device)
+    ]
+    assert len(seen) >= 2
+    assert len(torch.unique(seen[0])) > M
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_of_experts_have_the_same_bits(device, monkeypatch, dtype):
+    """Counts 0, 1, a full tile and one more; an entry reads row e / fan of x and writes row e of y."""
+    counts, N, K, fan = (0, 1, 64, 65, 20), 72, 160, 2
+    x, weight = data(sum(counts) // fan, N * len(counts), K, dtype)
+    codes, scales = (part.view(len(counts), N, -1) for part in weight)
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int()
+    offsets = torch.tensor([0, *counts]).cumsum(0).int()
+    x, codes, scales, order, offsets = map(device.upload, (x, codes, scales, order, offsets))
+
+    def call():
+        y = device.upload(torch.zeros(sum(counts), N, dtype=torch.float32))
+        gemms.multiply(
+            device, y, x, (codes, scales), None, problems=len(counts), M=0, x_step=0, rows=sum(counts),
+            offsets=offsets, entries=order, fan=fan,
+        )  # fmt: skip
+        return y
+
+    seen = [by(plan, monkeypatch, device, call) for plan in plans(dtype, device)]
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+    alone = functional.gemm(
+        x[order[-1] // fan][None], Quantized(codes[4], scales[4]), out_dtype=torch.float32, device=device
+    )
+    assert torch.equal(seen[0][order[-1].item()], bits(alone[0], device))
+
+
+def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatch):
+    """Fused, -2^127 + 2^128 would be 2^127; the order of sums says -2^127 + Inf."""
+    K, ones = 64, torch.full((32,), 2.0)
+    x = device.upload(torch.cat([-ones, 4 * ones]).half().expand(20, K).contiguous())
+    codes = torch.full((16, K // 2), 0x44, dtype=torch.uint8)  # 2.0
+    # 32 products of -4 times 2^120, of 16 times 2^119.
+    weight = Quantized(device.upload(codes), device.upload(torch.tensor([[247, 246]] * 16, dtype=torch.uint8)))
+    for plan in plans("fp16", device):
+        y = by(plan, monkeypatch, device, lambda: functional.gemm(x, weight, out_dtype=torch.float32, device=device))
+        assert y.view(torch.float32).eq(float("inf")).all(), plan
+
+
+@pytest.mark.parametrize("rows", [1, dispatch.FEW_ROWS, dispatch.HALF_TILE_ROWS])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
+    x, weight = data(rows + 1, 80, 288, dtype, (100, 140))
+    x, weight = device.upload(x), Quantized(*map(device.upload, weight))
+    kernels = {choose(Problem("gemm", dtype, 80, each), device.device_class).kernel for each in (rows, rows + 1)}
+    assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch._WGMMA else 2)
+    fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
+    assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
+
+
+def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
+    def kernel(N, rows, dtype="bf16", device_class="sm_90"):
+        return choose(Problem("gemm", dtype, N, rows), device_class).kernel
+
+    assert kernel(4096, 2048) == "gemm_wide_256x128_bf16"  # 2 waves of 1.8 against 4
+    assert kernel(2880, 2048) == "gemm_wide_128x128_bf16"  # 2 waves of 1.8 against 3
+    assert kernel(4096, 2048, "fp16") == "gemm_wide_128x128_fp16"
+    assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
+    assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"
+    routed = Problem("gemm", "bf16", 5760, 32 * 40, problems=32, routed=True)
+    assert choose(routed, "sm_90").kernel == "gemm_wide_128x64_bf16"
+    assert routed.blocks(choose(routed, "sm_90")) == (45, 20 + 32, 1)
+
+
+def test_more_tiles_than_a_grid_has_are_refused():
+    problem = Problem("gemm", "bf16", 16, 65_535 * 128 + 1)
+    with pytest.raises(UserError, match="up to 65535 tiles of 128 rows and as many matrices, not 8388481 rows"):
+        problem.blocks(choose(problem, "sm_90"))

@@ -428,6 +428,9 @@ def test_a_run_records_the_gate(toy: Checkpoint, monkeypatch: pytest.MonkeyPatch
     assert found["perplexity_decoded_float32"] == pytest.approx(decoded.perplexity, rel=1e-9)
     assert found["perplexity_original_float32"] == pytest.approx(own.perplexity, rel=1e-9)
     assert found["perplexity"] == pytest.approx(decoded.perplexity, rel=5e-3)
+    assert found["change"] == pytest.approx(found["perplexity"] / decoded.perplexity - 1, rel=1e-3)
+    for name in ("perplexity", "change", "kl"):
+        assert found[f"{name}_lower"] < found[name] < found[f"{name}_upper"]
 
 
 @pytest.mark.parametrize(("name", "word"), [("flipped-codes", "fail"), ("healthy", "nan")])

@@ -62,14 +62,17 @@ def _row(found: judged.Measured, reading: Reading, words: Text, device: Device) 
 
     from mxharness import perplexity as measuring
     from mxharness.agreement import LIMITS
+    from mxharness.gate.statistics import clustered
     from mxharness.gate.verdict import percent
 
     columns = found.references.columns
-    kernels = np.concatenate([window.candidate for window in found.windows])
-    original, decoded, own = (
-        float(each.mean(dtype=np.float64)) for each in (columns["original"], columns["nll"], kernels)
+    original, decoded = (float(columns[name].mean(dtype=np.float64)) for name in ("original", "nll"))
+    kernels = clustered(
+        np.array([float(window.candidate.sum(dtype=np.float64)) for window in found.windows]),
+        np.array([float(len(window.candidate)) for window in found.windows]),
     )
     place = f"{device.arithmetic} arithmetic on {device.device_class}"
+    own = kernels.mean
     judgement, limit = found.judgement, LIMITS[ACTIVATIONS]
     within = abs(math.expm1(min(own - decoded, 1.0))) <= limit.relative
     note = f" [{words.note}]" if words.note else ""
@@ -80,12 +83,19 @@ def _row(found: judged.Measured, reading: Reading, words: Text, device: Device) 
         "weights": found.references.fixed["weights"],
         "activations": ACTIVATIONS,
         "perplexity": measuring.perplexity_of(own),
+        "perplexity_lower": measuring.perplexity_of(kernels.lower),
+        "perplexity_upper": measuring.perplexity_of(kernels.upper),
+        "change": math.expm1(min(judgement.change.mean, 700.0)),
+        "change_lower": math.expm1(min(judgement.change.lower, 700.0)),
+        "change_upper": math.expm1(min(judgement.change.upper, 700.0)),
         "perplexity_decoded_float32": measuring.perplexity_of(decoded),
         "perplexity_original_float32": measuring.perplexity_of(original),
         "kl": judgement.divergence.mean,
+        "kl_lower": max(judgement.divergence.lower, 0.0),
+        "kl_upper": judgement.divergence.upper,
         "same_word": judgement.same,
         "gate": judgement.verdict,
-        "tokens_scored": len(kernels),
+        "tokens_scored": kernels.tokens,
         "tokens_per_second": sum(span.stop - span.start for span in found.references.spans) / found.seconds,
         "model_sha256": reading.model_sha256,
         "text_sha256": reading.text_sha256,

@@ -127,7 +127,8 @@ def test_skips_that_nobody_asked_for_are_told() -> None:
 
 @pytest.mark.parametrize("width", [1, 8, 20, 40, 69, 70, 79, 100, 300])
 @pytest.mark.parametrize("colour", [False, True])
-def test_every_width_has_its_lines(width: int, colour: bool) -> None:
+def test_every_width_has_its_lines(width: int, colour: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # pytest decides about colour, nobody else
     against = compared(moved("drifted", "gemm-1 bound"), update=True)
     text = shown(run(outcome(0), WRONG, tests=TESTS, faults=FAULTS, fuzz=DRAWN), against, width=width, colour=colour)
     assert list(text) == ["what ran", "what is wrong", "Moved from host/main"]

@@ -129,6 +129,7 @@ def _console(look: Look) -> Console:
     return Console(
         file=io.StringIO(),
         width=max(look.width, 1),
+        height=25,  # without it the width counts for nothing where TERM is "dumb"
         force_terminal=look.colour,
         no_color=not look.colour,
         color_system="standard" if look.colour else None,

@@ -55,7 +55,8 @@ def test_perplexity_stands_beside_float32_with_its_interval_and_the_gates_word()
     lines = Page(report.render(replace(GOOD, perplexity=(MEASURED,)))).lines
     assert {"gate: pass", "20 (18 to 22.5)", "mxharness perplexity --model tiny"} <= set(lines)
     (tile,) = [one for one in head.tiles(replace(GOOD, perplexity=(MEASURED,)), None) if one.title == "Perplexity"]
-    assert (tile.value, tile.note, tile.good) == ("20", "18 to 22.5; gate: pass", True)
+    assert (tile.value, tile.good) == ("20", True)
+    assert tile.note == "gate: pass; -0.029% to +0.004% beside float32"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,8 @@ def test_skips_stand_by_their_reason_and_a_narrowed_run_says_what_it_left_out() 
         skips.Group("skipped by their suite", False, 2, ("other tests",)),
     ]
     assert skips.narrowed(made) == ["The run was limited by --quick: 98 tests of 100 were not selected."]
+    (tile,) = [one for one in head.tiles(made, None) if one.title == "Skipped"]
+    assert (tile.value, tile.note) == ("7", "98 not selected")
     assert skips.narrowed(replace(made, coverage=None)) == ["The run was limited by --quick."]
     assert skips.narrowed(GOOD) == []
     lines = Page(report.render(made)).lines

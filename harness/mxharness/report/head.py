@@ -8,7 +8,7 @@ from datetime import datetime
 from mxharness import fuzz
 from mxharness.drift import Change, Comparison
 from mxharness.record import RunRecord, Verdict, is_right, perplexity_holds
-from mxharness.report import model, operators
+from mxharness.report import checks, model, operators, skips
 from mxharness.wording import counted
 
 _STATUS_ORDER = ("failed", "drifted", "vanished", "new", "better")
@@ -66,9 +66,11 @@ def tiles(record: RunRecord, comparison: Comparison | None) -> list[Tile]:
         gate = (
             f"gate: {row['gate']}" if "gate" in row else "within tolerance" if row.get("passed") else "past tolerance"
         )
-        number, _, bounds = model.value(row, 4).partition(" (")
-        interval = f"{bounds.rstrip(')')}; " if bounds else ""
-        found.append(Tile("Perplexity", number or "none", perplexity_holds(row), f"{interval}{gate}", "perplexity"))
+        change = model.bounds(row, "change", model.percent)
+        note = f"{gate}; {change} beside float32" if change else gate
+        found.append(
+            Tile("Perplexity", checks.short(row.get("perplexity", "none")), perplexity_holds(row), note, "perplexity")
+        )
     if record.faults is not None:
         caught = sum(bool(row.get("caught")) for row in record.faults)
         good = 0 < caught == len(record.faults)
@@ -81,7 +83,8 @@ def tiles(record: RunRecord, comparison: Comparison | None) -> list[Tile]:
         value = f"{other:,} moved" if other else "nothing moved"
         found.append(Tile("Baseline", value, comparison.passed, comparison.baseline, "baseline"))
     skipped = sum(skip.count for skip in record.skipped) + record.tests.skipped
-    found.append(Tile("Not run", f"{skipped:,}", None, "and why", "skipped"))
+    left = skips.unselected(record)
+    found.append(Tile("Skipped", f"{skipped:,}", None, f"{left:,} not selected" if left else "and why", "skipped"))
     return found
 
 

@@ -52,16 +52,17 @@ def models(record: RunRecord) -> list[Model]:
     return [_model(row) for row in record.perplexity]
 
 
-def value(row: Labelled, digits: int = 6) -> str:
-    """The perplexity through the kernels with its one-sided 95 % bounds, as far as the record has them."""
-    return _with_bounds(row, "perplexity", lambda number: checks.short(number, digits))
-
-
 def _model(row: Labelled) -> Model:
     text = {name: str(row[name]) for name in ("name", "text", "protocol", "weights", "activations") if name in row}
     weights = text.get("weights", "MXFP4")
     kernels = f"the kernels: {weights}, {text.get('activations', '16-bit')} activations"
-    ways = [Way(kernels, value(row), _with_bounds(row, "change", _percent, " against float32 on the same weights"))]
+    ways = [
+        Way(
+            kernels,
+            _with_bounds(row, "perplexity", lambda number: checks.short(number, 6)),
+            _with_bounds(row, "change", percent, " against float32 on the same weights"),
+        )
+    ]
     for name, how in (
         ("perplexity_decoded_float32", "float32 in torch, on the same weights decoded"),
         ("perplexity_original_float32", "float32 in torch, on the weights before they were quantised"),
@@ -70,7 +71,7 @@ def _model(row: Labelled) -> Model:
             ways.append(Way(how, checks.short(row[name], 6), ""))
     decoded, original = (row.get(f"perplexity_{name}_float32") for name in ("decoded", "original"))
     if isinstance(decoded, float) and isinstance(original, float):
-        cost = f"{_percent(decoded / original - 1)} against the last row: what the format itself costs"
+        cost = f"{percent(decoded / original - 1)} against the last row: what the format itself costs"
         ways[1] = Way(ways[1].how, ways[1].perplexity, cost)
     facts = {
         "Text": text.get("text", ""),
@@ -96,10 +97,16 @@ def _with_bounds(row: Labelled, name: str, said: Callable[[object], str], unit: 
     """As "27.98 (25.1 to 31.2)" of the columns `name`, `name`_lower and `name`_upper; empty where there is none."""
     if name not in row:
         return ""
-    bounds = [row.get(f"{name}_{end}") for end in ("lower", "upper")]
-    interval = f" ({' to '.join(map(said, bounds))})" if None not in bounds else ""
-    return f"{said(row[name])}{interval}{unit}"
+    interval = bounds(row, name, said)
+    return f"{said(row[name])}{f' ({interval})' if interval else ''}{unit}"
 
 
-def _percent(number: object) -> str:
+def bounds(row: Labelled, name: str, said: Callable[[object], str]) -> str:
+    """As "25.1 to 31.2" of the columns `name`_lower and `name`_upper; empty where the record has none."""
+    ends = [row.get(f"{name}_{end}") for end in ("lower", "upper")]
+    return "" if None in ends else " to ".join(map(said, ends))
+
+
+def percent(number: object) -> str:
+    """A share, with its sign."""
     return f"{float(str(number)):+.3%}"

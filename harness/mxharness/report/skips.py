@@ -37,7 +37,14 @@ def narrowed(record: RunRecord) -> list[str]:
     if not record.filters:
         return []
     asked = f"The run was limited by {' '.join(record.filters)}"
-    if record.coverage is None or record.coverage.demanded <= len(record.coverage.selected):
+    left = unselected(record)
+    if record.coverage is None or not left:
         return [f"{asked}."]
-    selected, demanded = len(record.coverage.selected), record.coverage.demanded
-    return [f"{asked}: {counted(demanded - selected, 'test')} of {demanded:,} were not selected."]
+    return [f"{asked}: {counted(left, 'test')} of {record.coverage.demanded:,} were not selected."]
+
+
+def unselected(record: RunRecord) -> int:
+    """Tests of the manifest that filters left out."""
+    if record.coverage is None or not record.filters:
+        return 0
+    return max(0, record.coverage.demanded - len(record.coverage.selected))

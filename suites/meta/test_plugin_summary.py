@@ -99,6 +99,17 @@ def test_each_thing_that_is_wrong_says_why_and_what_repeats_it(brief: bool) -> N
     ]
 
 
+def test_a_random_failure_has_its_saved_tensors_too() -> None:
+    failure = Failure("a.py::test_fuzz[gemm]", f"AssertionError: {MESSAGE}\nFalsifying example: ...", "pytest a.py")
+    text = shown(run(tests=OtherTests(failed=1, failures=(failure,))), width=200)["what is wrong"]
+    assert text.splitlines() == [
+        "a.py::test_fuzz[gemm]",
+        f"    AssertionError: {WHAT}; worst [0, 0]: got -8, should be -7, 51x the bound",
+        "    mxharness replay f/x",
+        "    pytest a.py",
+    ]
+
+
 def test_of_many_failures_a_few_are_shown_and_all_are_counted() -> None:
     many = [outcome(seed, message=MESSAGE) for seed in range(25)]
     text = shown(run(*many))["what is wrong"]

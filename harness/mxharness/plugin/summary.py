@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from mxharness.changes import Change
     from mxharness.op import Outcome
     from mxharness.plugin.against import Against
-    from mxharness.record import RunRecord
+    from mxharness.record import Failure, RunRecord
 
+Wrong = tuple[str, str, tuple[str, ...]]
+"""What it is, why it is wrong, and the commands that repeat it; an empty one is none."""
 _MOST_WRONG = 10
 _MOST_MOVED = 40
 _INDENT = 4
@@ -219,29 +221,40 @@ def _print_wrong(console: Console, record: RunRecord) -> frozenset[str]:
     bad = {key(one.case, one.gate): one for one in record.outcomes if not is_right(one)}
     first = [name for one in checks.smallest(record) if (name := key(one.case, one.gate)) not in known]
     found = [_check(bad[name]) for name in first]
-    found += [(one.id, _first_line(one.message), one.command) for one in record.tests.failures]
+    found += [_test(one) for one in record.tests.failures]
     for row in record.faults or ():
         if not row.get("caught"):
             name = str(row.get("name", "?"))
             told = str(row.get("message") or row.get("symptom") or "no check saw it")
-            found.append((f"planted fault {name}", f"not caught: {told}", str(row.get("command", ""))))
+            found.append((f"planted fault {name}", f"not caught: {told}", (str(row.get("command", "")),)))
     found += [_check(one) for name, one in bad.items() if name not in known and name not in first]
-    for what, why, command in found[:_MOST_WRONG]:
+    for what, why, again in found[:_MOST_WRONG]:
         console.print(what, style="bold red", soft_wrap=True)
         console.print(Padding(why if len(why) <= _LONGEST else f"{why[:_LONGEST]} ...", (0, 0, 0, _INDENT)))
-        if command:  # unbroken, to be copied
+        for command in filter(None, again):  # unbroken, to be copied
             console.print(f"{'':{_INDENT}}{command}", soft_wrap=True)
     if len(found) > _MOST_WRONG:
         console.print(f"and {len(found) - _MOST_WRONG:,} more")
     return frozenset(bad)
 
 
-def _check(outcome: Outcome) -> tuple[str, str, str]:
-    """A failing check: what it is, what is wrong with its worst element, and the saved failure's command."""
+def _check(outcome: Outcome) -> Wrong:
+    """A failing check, its worst element, and the saved failure's command."""
     said = checks.message(outcome.message)
     what = said.what.partition(": ")[2] if said.what.startswith(f"{outcome.op} ") else said.what
-    why = "; ".join(filter(None, (what, said.worst and f"worst {said.worst}")))
-    return key(outcome.case, outcome.gate), why, said.replay or checks.repeat(outcome)
+    return key(outcome.case, outcome.gate), _why(what, said.worst), (said.replay or checks.repeat(outcome),)
+
+
+def _test(failure: Failure) -> Wrong:
+    """A failing test; of a random one the saved failure, too."""
+    line = _first_line(failure.message)
+    said = checks.message(line)
+    why = _why(said.what, said.worst) if said.replay else line
+    return failure.id, why, (said.replay, failure.command)
+
+
+def _why(what: str, worst: str) -> str:
+    return f"{what}; worst {worst}" if worst else what
 
 
 def _first_line(text: str) -> str:

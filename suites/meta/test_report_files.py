@@ -183,7 +183,8 @@ def test_other_inputs_prove_nothing_about_bits_and_are_said_first() -> None:
     narrow = replace(other, device_class="sm_90", filters=("--op gemm",))
     notes = " ".join(pair.compare(run(outcome(0)), narrow, ("A", "B")).notes)
     assert "two device classes: host in A, sm_90 in B" in notes
-    assert "B was limited by --op gemm" in notes
+    assert "B was limited by --op gemm: what it left out" in notes
+    assert pair.compare(narrow, narrow, ("A", "B")).notes[0] == "both were limited by --op gemm"
 
 
 def test_the_command_sets_two_records_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,11 +194,11 @@ def test_the_command_sets_two_records_side_by_side(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit) as ended:
         main(["report", *paths, "--out", str(tmp_path / "two")])
     assert ended.value.code == 1
-    assert capsys.readouterr().out.startswith("old against new: 1 broken, 1 still wrong, 1 vanished, 1 new, 1 fixed")
+    assert capsys.readouterr().out.startswith("from old to new: 1 broken, 1 still wrong, 1 vanished, 1 new, 1 fixed")
     text = (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
-    assert "<h1><strong>WORSE:</strong> old against new: 1 broken" in text
+    assert "<h1><strong>WORSE:</strong> from old to new: 1 broken" in text
     assert "broken now" in text
-    assert (tmp_path / "two" / "summary.md").read_text(encoding="utf-8").startswith("## old against new: 1 broken")
+    assert (tmp_path / "two" / "summary.md").read_text(encoding="utf-8").startswith("## from old to new: 1 broken")
     with pytest.raises(SystemExit) as ended:
         main(["report", paths[0], paths[0], "--out", str(tmp_path / "two")])
     assert ended.value.code == 1, "what is still wrong is no pass"

@@ -243,6 +243,7 @@ def test_skips_stand_by_their_reason_and_a_narrowed_run_says_what_it_left_out() 
     assert (tile.value, tile.note) == ("7", "98 not selected")
     assert skips.narrowed(replace(made, coverage=None)) == ["The run was limited by --quick."]
     assert skips.narrowed(GOOD) == []
+    assert skips.unselected(replace(made, filters=())) == 0, "a shard lost is no choice"
     lines = Page(report.render(made)).lines
     assert {"no GPU", "left out", *skips.narrowed(made)} <= set(lines)
     assert "Nothing was skipped." not in lines

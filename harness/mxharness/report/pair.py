@@ -102,7 +102,7 @@ def compare(first: RunRecord, second: RunRecord, names: tuple[str, str]) -> Pair
     return Pair(
         names=names,
         verdicts=(verdict(first).first_line, verdict(second).first_line),
-        headline=f"{names[0]} against {names[1]}: {words}",
+        headline=f"from {names[0]} to {names[1]}: {words}",
         worse=any(status in _BAD for status, _ in counts),
         notes=tuple(_notes(first, second, names)),
         changes=tuple(changes),
@@ -185,9 +185,14 @@ def _notes(first: RunRecord, second: RunRecord, names: tuple[str, str]) -> list[
         found.append(f"two device classes: {first.device_class} in {names[0]}, {second.device_class} in {names[1]}")
     if first.arithmetic != second.arithmetic:
         found.append(f"two arithmetics: {first.arithmetic} and {second.arithmetic}, so the bits differ")
-    for record, name in zip((first, second), names, strict=True):
-        if record.filters:
-            found.append(f"{name} was limited by {' '.join(record.filters)}: what it left out shows as vanished or new")
+    if first.filters == second.filters != ():
+        found.append(f"both were limited by {' '.join(first.filters)}")
+    else:
+        found += [
+            f"{name} was limited by {' '.join(record.filters)}: what it left out shows as vanished or new"
+            for record, name in zip((first, second), names, strict=True)
+            if record.filters
+        ]
     kernels = sorted(
         name.removeprefix("kernels/")
         for name in {*first.environment, *second.environment}

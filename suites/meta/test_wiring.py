@@ -99,7 +99,7 @@ def test_every_function_that_launches_a_kernel_is_judged():
 
 def test_one_door_a_package():
     assert importers("pycuda") == {"device/cuda.py"}
-    assert importers("matplotlib") == {"plot.py"}
+    assert {path.partition("/")[0] for path in importers("matplotlib")} == {"plot"}
     assert importers("datasets") == {"text.py"}
 
 

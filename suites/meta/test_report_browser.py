@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from mxharness import report
+from mxharness import plot, report
 from mxharness.op import GATES, Case, Outcome
 from mxharness.record import RunRecord
-from mxharness.report import checks
+from mxharness.report import checks, sensitivity
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,6 +32,14 @@ CASES = 20_000
 LONGEST = 3000
 """Milliseconds to a page that can be used: one second, and what two busy processors make of it."""
 WRONG = 137
+PARTS = tuple(
+    sensitivity.Part(name, "MXFP4 floor", 1000, sensitivity.Interval(*kl), sensitivity.Interval(0.1, 0.0, 0.2), 0.9, "")
+    for name, kl in (("attention", (0.5, 0.4, 0.6)), ("head", (0.25, 0.2, 0.3)))
+)
+BARS = plot.bars_svg("roles", [plot.Bar(one.name, one.kl.mean, one.kl.lower, one.kl.upper) for one in PARTS], "KL")
+SENSITIVITY = sensitivity.Section(
+    "tiny", "prose", "windows", "8 of 53", 2040, 9.5, (sensitivity.Group("Roles", PARTS, BARS),), (), 0
+)
 
 
 def outcome(number: int) -> Outcome:
@@ -84,7 +92,7 @@ def path(outcomes: tuple[Outcome, ...], tmp_path_factory: pytest.TempPathFactory
         perplexity=({"name": "tiny", "perplexity": 9.5, "passed": True, "message": "fine"},),
     )
     page = tmp_path_factory.mktemp("browser") / "report.html"
-    page.write_text(report.render(record), encoding="utf-8")
+    page.write_text(report.render(record, sensitivity=SENSITIVITY), encoding="utf-8")
     passing = replace(record, outcomes=tuple(one for one in outcomes if one.passed)[:50], selected=50, executed=50)
     page.with_name("pass.html").write_text(report.render(passing), encoding="utf-8")
     return page
@@ -183,6 +191,26 @@ def test_a_link_to_a_case_opens_it_wherever_it_is(page: Page, path: Path) -> Non
     page.goto("about:blank")
     page.goto(f"{path.as_uri()}#{checks.anchor(wanted.case, wanted.gate)}")
     assert opened.count() == 1
+
+
+def test_the_parts_of_a_model_are_drawn_in_the_pages_colours_and_listed_below(page: Page) -> None:
+    section = page.locator("#sensitivity")
+    drawing = section.get_by_role("img", name="attention 0.5, 0.4 to 0.6; head 0.25, 0.2 to 0.3")
+    bars = drawing.locator("path[style*='fill: var(--series-1)']")
+    assert bars.count() == 2
+    widths = [bar.bounding_box()["width"] for bar in bars.all()]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.02)
+    fills = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        fills.append(bars.first.evaluate("bar => getComputedStyle(bar).fill"))
+    assert fills == ["rgb(33, 102, 172)", "rgb(122, 180, 240)"]
+    table = section.locator("table")
+    assert not table.is_visible()
+    section.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
+    assert table.locator("tbody th").all_inner_texts() == ["attention", "head"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

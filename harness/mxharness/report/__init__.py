@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs nothing else, and the same as JUnit XML, CSV and Markdown.
 
-Templates, style and script lie in reports/; plots come from plot.py as inline SVG.
+Templates, style and script lie in reports/; plots come from plot/ as inline SVG.
 """
 
 from mxharness.report.checks import short, smallest

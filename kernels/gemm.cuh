@@ -6,6 +6,14 @@
 #include "convert.cuh"
 #include "mma.cuh"
 #include "mxfp4.cuh"
+#include "warp.cuh"
+
+// What one block reads once and no other reads: it need not stay in a cache.
+#ifdef __CUDACC__
+template <class V> __device__ inline V read_once(const V* from) { return __ldcs(from); }
+#else
+template <class V> inline V read_once(const V* from) { return *from; }
+#endif
 
 struct Rows {
     const int* offsets;
@@ -31,6 +39,7 @@ struct Tile {
 };
 
 // Block row blockIdx.y of the grid; tiles of routed problems follow one another. False: there is nothing left to do.
+// All threads of the block must call.
 __device__ inline bool locate(Tile& tile, const Rows& rows, int size) {
     tile.rows = &rows;
     if (rows.offsets == nullptr) {
@@ -40,15 +49,26 @@ __device__ inline bool locate(Tile& tile, const Rows& rows, int size) {
         return true;
     }
     int left = blockIdx.y;
-    for (int p = 0; p < rows.problems; ++p) {
-        const int count = rows.offsets[p + 1] - rows.offsets[p], tiles = (count + size - 1) / size;
-        if (left < tiles) {
-            tile.problem = p;
-            tile.first = left * size;
-            tile.count = count;
+    const int lane = threadIdx.x % WARP;
+    for (int begin = 0; begin < rows.problems; begin += WARP) {  // a problem a lane
+        const int p = begin + lane;
+        const int count = p < rows.problems ? rows.offsets[p + 1] - rows.offsets[p] : 0;
+        const int tiles = (count + size - 1) / size;
+        int sum = tiles;  // of this problem and those before it
+#pragma unroll
+        for (int distance = 1; distance < WARP; distance *= 2) {
+            const int before = shuffle(sum, lane - distance);
+            if (lane >= distance) sum += before;
+        }
+        const std::uint32_t done = vote(sum <= left);  // sums ascend: those problems come before
+        if (done != 0xffffffffu) {
+            const int mine = 32 - __clz(static_cast<int>(done));
+            tile.problem = begin + mine;
+            tile.first = (left - shuffle(sum - tiles, mine)) * size;
+            tile.count = shuffle(count, mine);
             return true;
         }
-        left -= tiles;
+        left -= shuffle(sum, WARP - 1);
     }
     return false;
 }
@@ -81,11 +101,6 @@ template <class T> struct Packed {
     int K;
 
     __device__ float scale(long long row, int k) const { return decode_scale(scales[row * (K / MX_BLOCK) + k / MX_BLOCK]); }
-    // 4 weights from k on, k a multiple of 4.
-    __device__ uint2 four(long long row, int k, float scale) const {
-        const std::uint32_t codes4 = *reinterpret_cast<const std::uint16_t*>(codes + row * (K / 2) + k / 2);
-        return make_uint2(operand<T>(codes4 & 0xff, scale), operand<T>(codes4 >> 8, scale));
-    }
     // 16 weights from k on, k a multiple of 16, into 8 words.
     __device__ void sixteen(std::uint32_t* to, long long row, int k, float scale) const {
         const uint2 codes16 = *reinterpret_cast<const uint2*>(codes + row * (K / 2) + k / 2);
@@ -102,7 +117,6 @@ template <class T> struct Dense {
     __device__ float scale(long long row, int k) const {
         return scales == nullptr ? 1.0f : decode_scale(scales[row * (K / MX_BLOCK) + k / MX_BLOCK]);
     }
-    __device__ uint2 four(long long row, int k, float) const { return *reinterpret_cast<const uint2*>(operands + row * K + k); }
     __device__ void sixteen(std::uint32_t* to, long long row, int k, float) const {
         const uint4* from = reinterpret_cast<const uint4*>(operands + row * K + k);
         reinterpret_cast<uint4*>(to)[0] = from[0];

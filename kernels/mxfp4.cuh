@@ -30,6 +30,50 @@ template <class T> __device__ inline std::uint32_t decode_byte(std::uint32_t byt
     return low | high | ((byte & 0x08) << 12) | ((byte & 0x80) << 24);
 }
 
+// Pairs by pairs. Used where the products are numbers of the type, so that there is no rounding.
+#ifdef __CUDACC__
+template <class Two> __device__ inline std::uint32_t multiply_as(std::uint32_t a, std::uint32_t b) {
+    const Two product = __hmul2(reinterpret_cast<const Two&>(a), reinterpret_cast<const Two&>(b));
+    return reinterpret_cast<const std::uint32_t&>(product);
+}
+__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloat16) {
+    return multiply_as<__nv_bfloat162>(a, b);
+}
+__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) { return multiply_as<__half2>(a, b); }
+#else
+inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloat16) {
+    const float low = __uint_as_float(a << 16) * __uint_as_float(b << 16);
+    const float high = __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
+    return __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u);
+}
+inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) {
+    const auto product = [](std::uint32_t x, std::uint32_t y) {
+        const __half_raw first{static_cast<unsigned short>(x)}, second{static_cast<unsigned short>(y)};
+        return static_cast<std::uint32_t>(static_cast<__half_raw>(__float2half_rn(__half2float(first) * __half2float(second))).x);
+    };
+    return product(a & 0xffffu, b & 0xffffu) | product(a >> 16, b >> 16) << 16;
+}
+#endif
+
+// The eight codes of a word as four pairs of T, code j with code j + 4, over what is E2M1's 1: with its three bits put
+// astride the boundary of T's exponent and mantissa a magnitude is a number of T, 2^-126 or 2^-14 times what it should be.
+template <class T> struct Astride;
+template <> struct Astride<__nv_bfloat16> { static constexpr int position = 6; static constexpr std::uint32_t unit = 0x7e807e80u; };
+template <> struct Astride<__half> { static constexpr int position = 9; static constexpr std::uint32_t unit = 0x74007400u; };
+template <class T> __device__ inline void decode_astride(std::uint32_t (&pairs)[4], std::uint32_t word) {
+    constexpr int position = Astride<T>::position;
+    constexpr std::uint32_t magnitude = 0x00070007u << position, sign = 0x80008000u;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const std::uint32_t codes = word >> 4 * (j & 2) & 0x000f000fu << 4 * (j & 1);
+        const int down = 4 * (j & 1);  // how much less to shift
+        if (position + 3 < 12)  // what the two shifts leave is apart: one multiplication does both
+            pairs[j] = codes * (((1u << position) + (1u << 12)) >> down) & (magnitude | sign);
+        else
+            pairs[j] = (codes << (position - down) & magnitude) | (codes << (12 - down) & sign);
+    }
+}
+
 // 2^(s - 127); 2^-127 is subnormal in float32; 255 is NaN.
 __device__ inline float decode_scale(std::uint32_t s) {
     if (s == 0) return __uint_as_float(0x00400000u);

@@ -11,6 +11,33 @@ constexpr int WARP = 32;
 
 __device__ inline std::uint32_t exchange(std::uint32_t value, int from) { return __shfl_sync(0xffffffffu, value, from); }
 
+// The lanes of which it is true, lane 0 in the lowest bit.
+__device__ inline std::uint32_t vote(bool mine) { return __ballot_sync(0xffffffffu, mine); }
+
+// Among the four lanes whose numbers differ in the last two bits only: word i of lane t becomes word t of lane i.
+__device__ inline void quad_transpose(std::uint32_t (&words)[4]) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    std::uint32_t half[4];  // exchanged between neighbours
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? words[i] : words[i + 1], 1);
+        half[i] = odd ? other : words[i];
+        half[i + 1] = odd ? words[i + 1] : other;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const std::uint32_t other = __shfl_xor_sync(0xffffffffu, high ? half[i] : half[i + 2], 2);
+        words[i] = high ? other : half[i];
+        words[i + 2] = high ? half[i + 2] : other;
+    }
+}
+
+// Word i becomes the value of the i-th of these four lanes.
+__device__ inline void quad_gather(std::uint32_t (&words)[4], std::uint32_t value) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = __shfl_sync(0xffffffffu, value, i, 4);
+}
+
 #else
 
 namespace cpu {
@@ -24,8 +51,32 @@ inline void exchange_warp(void* const* deposits) {
         mine->result = static_cast<Exchange*>(deposits[mine->from & 31])->value;
     }
 }
+struct Vote {
+    std::uint32_t mine, all;
+};
+inline void vote_warp(void* const* deposits) {
+    std::uint32_t all = 0;
+    for (int lane = 0; lane < 32; ++lane) all |= static_cast<Vote*>(deposits[lane])->mine << lane;
+    for (int lane = 0; lane < 32; ++lane) static_cast<Vote*>(deposits[lane])->all = all;
+}
+inline void transpose_quads(void* const* deposits) {
+    for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < lane % 4; ++i)
+            std::swap(static_cast<std::uint32_t*>(deposits[lane])[i],
+                      static_cast<std::uint32_t*>(deposits[lane - lane % 4 + i])[lane % 4]);
+}
 }  // namespace cpu
 
+inline std::uint32_t vote(bool mine) {
+    cpu::Vote asked{mine, 0};
+    cpu::warp_collective(&asked, &cpu::vote_warp);
+    return asked.all;
+}
+inline void quad_transpose(std::uint32_t (&words)[4]) { cpu::warp_collective(words, &cpu::transpose_quads); }
+inline void quad_gather(std::uint32_t (&words)[4], std::uint32_t value) {
+    for (std::uint32_t& word : words) word = value;
+    quad_transpose(words);
+}
 inline std::uint32_t exchange(std::uint32_t value, int from) {
     cpu::Exchange mine{value, 0, from};
     cpu::warp_collective(&mine, &cpu::exchange_warp);

@@ -94,13 +94,13 @@ def test_wrong_kernel_and_arguments_are_refused(cpu):
 
 
 def test_divergent_barrier_is_named_not_waited_for():
-    text = "        __syncthreads();\n        if (threadIdx.x < SMALL_N"
-    early = shipped().replaced("gemm_few.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
+    text = "            __syncthreads();\n            const int parts"
+    early = shipped().replaced("gemm_few.cuh", text, "            if (threadIdx.x == 3) return;\n" + text)
     device = host.open_device(early)
     case = find("gemm").cases[0]
     violations = execute(find("gemm"), case, device, find("gemm").make_inputs(case)).violations
     assert len(violations) == 1
-    assert "never ends: 1 of 256 threads returned, 255 wait at __syncthreads" in violations[0]
+    assert "never ends: 1 of 512 threads returned, 511 wait at __syncthreads" in violations[0]
     with pytest.raises(KernelFailure):  # and the device goes on to say so
         find("gemm").launch(device, case, find("gemm").make_inputs(case))
     sound = execute(find("gemm"), case, open_device("host"), find("gemm").make_inputs(case))
@@ -217,7 +217,7 @@ def test_flush_to_zero_on_the_callers_thread_does_not_reach_kernels(cpu):
 def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_it_not_again():
     edited = shipped().replaced("mma.cuh", "#pragma once\n", "#pragma once\nconstexpr int added = 0;\n")
     assert edited.included("gemm.cu") == {
-        *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_tile.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh"),
+        *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_tile.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh", "warp.cuh"),
         "host/tensor_core.h",
     }
     assert host.compile_library(edited, "norm.cu", fast=False) == host.compile_library(shipped(), "norm.cu", fast=False)
@@ -241,11 +241,11 @@ def test_every_kernel_compiles_for_the_gpu(source, architecture):
     assert cuda.compile_cubin(shipped(), source, architecture).stat().st_size > 0
 
 
-def test_no_kernel_asks_for_an_architecture_and_two_files_hold_its_instructions():
+def test_no_kernel_asks_for_an_architecture_and_few_files_hold_its_instructions():
     """PTX without either means the same to every later GPU; attention.cu and gemm.cu use that file's instructions."""
     texts = {path: text for path, text in shipped().files if not path.startswith("host/")}
     assert not [path for path, text in texts.items() if "_CUDA_ARCH" in text]
-    assert [path for path, text in texts.items() if "asm" in text] == ["async.cuh", "mma.cuh"]
+    assert [path for path, text in texts.items() if "asm" in text] == ["async.cuh", "attention.cuh", "matrix.cuh", "mma.cuh", "weights.cuh"]
     for source in ("attention.cu", "gemm.cu"):
         assert "mma.cuh" in shipped().included(source)
 

@@ -13,8 +13,10 @@ from mxharness.errors import UserError
 
 FEW_ROWS = 16
 """Up to so many rows, or rows a routed problem on average, the kernels for few rows run."""
+FEW_FEATURES = 4_096
+"""Up to so many features, of all problems together, a block's share of K goes to twice as many warps."""
 MANY_FEATURES = 32_768
-"""From so many features on, of all problems together, there are warps enough without sharing K among several."""
+"""From so many features on there are warps enough for more than 8 rows without sharing K among several."""
 HALF_TILE_ROWS = 64
 """Up to so many rows Hopper's kernel takes tiles of 64 rows instead of 128."""
 MULTIPROCESSORS = 132
@@ -84,13 +86,11 @@ def choose(problem: Problem, device_class: str) -> Plan:
 
 def _few(problem: Problem) -> Plan:
     features = problem.N * (min(problem.problems, problem.rows) if problem.routed else problem.problems)
-    if problem.kind == "dense":
-        kernel = ("small", 16, 8, 256)
-    elif problem.rows_each <= 8:
-        kernel = ("small", 16, 8, 512) if features < MANY_FEATURES else ("long", 64, 8, 128)
-    else:
-        kernel = ("small16", 16, 16, 256) if features < MANY_FEATURES else ("long16", 128, 16, 128)
-    name, *sizes = kernel
+    name, *sizes = ("small", 16, 8, 256)
+    if problem.kind == "gemm" and problem.rows_each > 8:
+        name, *sizes = ("small16", 16, 16, 256) if features < MANY_FEATURES else ("long16", 128, 16, 128)
+    elif problem.kind == "gemm" and features <= FEW_FEATURES:
+        name, *sizes = ("deep", 16, 8, 512)
     return Plan("gemm.cu", f"{problem.kind}_{name}_{problem.dtype}", *sizes)
 
 

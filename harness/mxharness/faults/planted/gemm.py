@@ -10,14 +10,33 @@ FAULTS = (
             name=f"scales-past-the-row-{path}",
             seen_in="triton-lang/triton issue 10772, vllm PR 47910, sglang PR 36456",
             symptom="accuracy 0 %, depends on neighbours: rows of K/32 = 90 scales are read as if padded",
-            change=KernelChange(file, old, old.replace(", k)", " * ((K + 127) / 128 * 4) / (K / 32), k)")),
-            op="gemm",
+            change=KernelChange(file, old, new),
+            op=op,
             detector="memory",
             on_gpu="bound",
         )
-        for path, file, old in (
-            ("few-rows", "gemm_few.cuh", "weights.scale(first_row + n[i], k)"),
-            ("many-rows", "gemm_tile.cuh", "weights.scale(weight_row, k)"),
+        for path, op, file, old, new in (
+            (
+                "few-rows",
+                "gemm",
+                "gemm_few.cuh",
+                "from.scales[(from.at[i] + k / 2) / 16]",
+                "from.scales[(from.at[i] + k / 2) / 16 * ((K + 127) / 128 * 4) / (K / 32)]",
+            ),
+            (
+                "many-rows",
+                "gemm_persistent",
+                "gemm_tile.cuh",
+                "weights.scale(weight_row, k)",
+                "weights.scale(weight_row * ((K + 127) / 128 * 4) / (K / 32), k)",
+            ),
+            (
+                "warpgroups",
+                "gemm",
+                "gemm_wide.cuh",
+                "weights.scales + row * blocks + first;",
+                "weights.scales + row * ((blocks + 3) / 4 * 4) + first;",
+            ),
         )
     ),
     *(
@@ -26,19 +45,35 @@ FAULTS = (
             seen_in="triton-lang/triton PR 7203",
             symptom="wrong when K is not a multiple of the block: the last chunk of K is left out",
             change=KernelChange(file, old, new),
-            op="gemm",
+            op=op,
             detector="bound",
             pattern=f"every element, the last K block ({block})",
         )
-        for path, file, old, new, block in (
+        for path, op, file, old, new, block in (
             (
                 "few-rows",
+                "gemm",
                 "gemm_few.cuh",
-                "const int chunks = (K + chunk - 1) / chunk;",
-                "const int chunks = K / chunk;",
+                "chunks = (K + chunk - 1) / chunk,",
+                "chunks = K / chunk,",
                 8,
             ),
-            ("many-rows", "gemm_tile.cuh", "begin < K; begin += chunk", "begin + chunk <= K; begin += chunk", 4),
+            (
+                "many-rows",
+                "gemm_persistent",
+                "gemm_tile.cuh",
+                "begin < K; begin += chunk",
+                "begin + chunk <= K; begin += chunk",
+                4,
+            ),
+            (
+                "warpgroups",
+                "gemm",
+                "gemm_wide.cuh",
+                "const int chunks = (K + WIDE_K - 1) / WIDE_K;",
+                "const int chunks = max(K / WIDE_K, 1);",
+                4,
+            ),
         )
     ),
     Fault(
@@ -50,6 +85,11 @@ FAULTS = (
             "    return __fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale));",
             "    return __half2float(__float2half_rn("
             "__fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale))));",
+        ),
+        also=KernelChange(
+            "gemm_wide.cuh",
+            "total[j][r] = __fmaf_rn(sum[j][r], scale[r / 2], total[j][r]);",
+            "total[j][r] = __half2float(__float2half_rn(__fmaf_rn(sum[j][r], scale[r / 2], total[j][r])));",
         ),
         op="gemm",
         detector="bound",
@@ -73,8 +113,8 @@ FAULTS = (
         symptom="wrong with few rows only: the scale byte is used as a number",
         change=KernelChange(
             "gemm_few.cuh",
-            "scale[i] = weights.scale(first_row + n[i], k);",
-            "scale[i] = weights.scales[(first_row + n[i])];",
+            "return special ? decode_scale(byte(block, i)) : __uint_as_float(byte(block, i) << 23);",
+            "return static_cast<float>(byte(block, i));",
         ),
         op="gemm",
         detector="bound",
@@ -123,8 +163,8 @@ FAULTS = (
         symptom="a token's result changes with the batch: one of the two paths adds its chunks in another order",
         change=KernelChange(
             "gemm_few.cuh",
-            "total = __fadd_rn(total, sums[w][threadIdx.x]);",
-            "total = __fadd_rn(total, sums[min(SMALL_WARPS, chunks - first) - 1 - w][threadIdx.x]);",
+            "first_sum[part * TILE_M * PITCH]",
+            "first_sum[(parts - 1 - part) * TILE_M * PITCH]",
         ),
         op="gemm",
         detector="predicted",
@@ -133,12 +173,8 @@ FAULTS = (
     Fault(
         name="partial-sum-dropped",
         seen_in="split-K kernels",
-        symptom="the last warp's chunk is never added",
-        change=KernelChange(
-            "gemm_few.cuh",
-            "w < min(SMALL_WARPS, chunks - first); ++w)",
-            "w < min(SMALL_WARPS - 1, chunks - first); ++w)",
-        ),
+        symptom="the eighth partial sum is never added",
+        change=KernelChange("gemm_few.cuh", "part < parts; ++part)", "part < parts; part += part == 6 ? 2 : 1)"),
         op="gemm",
         detector="bound",
         pattern="K block 7 alone, k 224 to 255",
@@ -148,7 +184,9 @@ FAULTS = (
         seen_in="split-K kernels",
         symptom="one warp's partial sum is added twice, another's not at all",
         change=KernelChange(
-            "gemm_few.cuh", "sums[w][threadIdx.x]);", "sums[max(w, min(1, chunks - first - 1))][threadIdx.x]);"
+            "gemm_few.cuh",
+            "first_sum[part * TILE_M * PITCH]",
+            "first_sum[max(part, min(1, parts - 1)) * TILE_M * PITCH]",
         ),
         op="gemm",
         detector="bound",
@@ -160,7 +198,7 @@ FAULTS = (
             seen_in="any tiled kernel",
             symptom=f"a race: {symptom}",
             change=KernelChange("gemm_tile.cuh", old, new),
-            op="gemm",
+            op="gemm_persistent",
             detector=detector,
             undefined=True,
         )
@@ -190,6 +228,33 @@ FAULTS = (
             "    float total[MT][NT][4] = {};\n    for (int begin",
             "    if (n >= N) return;\n    float total[MT][NT][4] = {};\n    for (int begin",
         ),
+        op="gemm_persistent",
+        detector="crash",
+        undefined=True,
+    ),
+    Fault(
+        name="barrier-dropped-warpgroups",
+        seen_in="any tiled kernel",
+        symptom="a race: a stage is multiplied before all of it has arrived, and overwritten while it is still read",
+        change=KernelChange(
+            "gemm_wide.cuh",
+            "            __syncthreads();  // this stage and the next have arrived; the one before has been read\n",
+            "",
+        ),
+        also=KernelChange("gemm_wide.cuh", "            __syncthreads();  // see above\n", ""),
+        op="gemm",
+        detector="bound",
+        undefined=True,
+    ),
+    Fault(
+        name="return-before-a-barrier-warpgroups",
+        seen_in="llama-orch, mxfp4_attention.cu",
+        symptom="threads whose features lie past the end return while the others wait",
+        change=KernelChange(
+            "gemm_wide.cuh",
+            "        uint4 codes[2];\n        const auto fetch",
+            "        uint4 codes[2];\n        if (first_feature >= features_live) return;\n        const auto fetch",
+        ),
         op="gemm",
         detector="crash",
         undefined=True,
@@ -200,8 +265,8 @@ FAULTS = (
         symptom="from the second matrix on weights of elsewhere: a padded size is used as offset",
         change=KernelChange(
             "gemm_few.cuh",
-            "    const long long first_row = static_cast<long long>(tile.problem) * N;",
-            "    const long long first_row = static_cast<long long>(tile.problem) * (N - N % 16);",
+            "static_cast<long long>(tile.problem) * N + first,",
+            "static_cast<long long>(tile.problem) * (N - N % 16) + first,",
         ),
         op="gemm_batch",
         detector="bound",

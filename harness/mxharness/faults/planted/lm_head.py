@@ -32,8 +32,8 @@ FAULTS = (
         symptom="the last tokens of a vocabulary that is not a multiple of the tile have the first ones' logits",
         change=KernelChange(
             "gemm_few.cuh",
-            "weights.four(first_row + n[i], k + 4 * t, scale[i])",
-            "weights.four(first_row + (n[i] < N / 16 * 16 ? n[i] : n[i] % 16), k + 4 * t, scale[i])",
+            "const int first = min(n0 + 16 * i, N - 1);",
+            "const int first = n0 + 16 * i < N / 16 * 16 ? n0 + 16 * i : 0;",
         ),
         op="lm_head_forward",
         detector="bound",

@@ -10,8 +10,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="chunks-of-another-length",
         seen_in="generic: a retuned kernel",
-        symptom="within every bound, and other bits than any other schedule: sums are cut at 256 instead of 128",
-        change=KernelChange("mma.cuh", "static constexpr int chunk = 128;", "static constexpr int chunk = 256;"),
+        symptom="within every bound, and other bits than any other schedule: sums are cut at 64 instead of 128",
+        change=KernelChange("mma.cuh", "static constexpr int chunk = 128;", "static constexpr int chunk = 64;"),
         op="gemm",
         detector="predicted",
         pattern="the way their sums are joined",

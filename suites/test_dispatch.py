@@ -19,7 +19,9 @@ WIDE = ((128, 64), (128, 128), (256, 128))
 
 def plans(dtype, device):
     """All kernels for MXFP4 weights that this device has."""
-    found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), choose(Problem("gemm", dtype, 16, 1), "host")]
+    few = [choose(Problem("gemm", dtype, N, rows), "host") for N in (16, 16_384, 65_536) for rows in (1, 16)]
+    found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), *dict.fromkeys(few)]
+    assert len(found) == 5
     if device.device_class in dispatch._WGMMA:
         kernels = device.sources.kernels("gemm_wide.cu")
         wide = [dispatch._wide(Problem("gemm", dtype, 16, 1), *shape) for shape in WIDE]

@@ -1,6 +1,6 @@
-// Few rows: a warp multiplies spans of 128 k of 16 MT features by 8 NT rows. WARPS_K warps of a block take the spans of
-// K in turn and add up their chunks' sums in shared memory; WARPS_N groups of them have features of their own. Every warp
-// has AHEAD spans of weights on their way from memory, which is what the time goes into.
+// Few rows: a warp multiplies spans of 128 k of 16 MT features by 8 NT rows, with AHEAD spans of weights on their way
+// from memory. Either WARPS_K warps of a block take the spans of K in turn and leave their chunks' sums in shared memory,
+// or each of WARPS_N warps has features of its own and all of K.
 //
 // Four lanes read a span of a feature, each of them a block of 32 codes in one load. The tensor core wants 4 k of every
 // step of 16 in each of the four, so they exchange pieces of four codes. Inside a step the assignment of k to the
@@ -11,12 +11,12 @@
 
 constexpr int SPAN = 128, STEPS = SPAN / MMA_K, BLOCKS = SPAN / MX_BLOCK;
 
-// A lane's share of a span of features g and g + 8: `read` from memory, made `ready`, taken as the `operands` of the two
-// steps of a block. Past K there are zeros, which add nothing.
+// A lane's share of a span of features g and g + 8: `read` from memory, made `ready`, taken as the `operands` of a
+// block's two steps. Past K there are zeros, which add nothing.
 template <class Weights> struct Span;
 
 template <class T> struct Span<Packed<T>> {
-    static constexpr bool alternate = true;  // of a lane's 4 k the first and third are a pair, and the second and fourth
+    static constexpr bool alternate = true;  // a lane's 4 k of a step are the pairs 0, 2 and 1, 3
     static constexpr bool scaled = Order<T>::scale_operand;
     static constexpr std::uint32_t flags = 0x80008000u;
 
@@ -32,7 +32,9 @@ template <class T> struct Span<Packed<T>> {
 
     static __device__ From from(const Packed<T>& weights, long long row, int last) {
         const int g = threadIdx.x % WARP / 4, bytes = weights.K / 2;
-        return {weights.codes + row * bytes, weights.scales + row * (bytes / 16), {min(g, last) * bytes, min(g + 8, last) * bytes}};
+        return {weights.codes + row * bytes,
+                weights.scales + row * (bytes / 16),
+                {min(g, last) * bytes, min(g + 8, last) * bytes}};
     }
     __device__ void read(const From& from, int k, int K) {
         k += threadIdx.x % 4 * MX_BLOCK;
@@ -54,14 +56,14 @@ template <class T> struct Span<Packed<T>> {
         }
     }
     __device__ void ready() {
-        // Up to byte 127 a factor is a number. For half, bytes 0 and from 128 on are flagged: the others shift to a float.
+        // Up to byte 127 a factor is a number; half wants bytes that are floats once shifted, 1 to 127. Others are flagged.
         if (scaled) scales = (scales & 0x00800080u) != 0 ? scales | flags : (scales + 0x007e007eu) << 7;
         else if ((scales + 0x007f007fu & ~scales & 0x00800080u) != 0x00800080u) scales |= flags;
         quad_gather(factors, scales);
         special = ((factors[0] | factors[1] | factors[2] | factors[3]) & flags) != 0;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const std::uint32_t a = words[i][0], b = words[i][1], c = words[i][2], d = words[i][3];  // a and b of one step
+            const std::uint32_t a = words[i][0], b = words[i][1], c = words[i][2], d = words[i][3];  // steps ab and cd
             words[i][0] = __byte_perm(a, c, 0x5140);
             words[i][1] = __byte_perm(a, c, 0x7362);
             words[i][2] = __byte_perm(b, d, 0x5140);
@@ -78,7 +80,8 @@ template <class T> struct Span<Packed<T>> {
         for (int i = 0; i < 2; ++i) {
             std::uint32_t pairs[4];
             decode_astride<T>(pairs, words[i][block]);
-            const std::uint32_t factor = scaled ? __byte_perm(factors[block], 0, i == 0 ? 0x1010 : 0x3232) : Astride<T>::unit;
+            const std::uint32_t mine = __byte_perm(factors[block], 0, i == 0 ? 0x1010 : 0x3232);
+            const std::uint32_t factor = scaled ? mine : 0x74007400u;  // 2^14
 #pragma unroll
             for (int pair = 0; pair < 4; ++pair)
                 a[pair / 2][i + pair % 2 * 2] = multiply_pairs(pairs[pair], factor, T());
@@ -89,7 +92,8 @@ template <class T> struct Span<Packed<T>> {
             const int s = static_cast<int>(byte(block, i));
             // bfloat16: 2^(s - 1) in two factors. half: what is past float32's range is made Inf, all else as it was.
             const int first = scaled ? min(s + 126, 254) << 7 : s == 254 ? 0x7800 : s == 253 ? 0x7400 : 0x3c00;
-            const int second = !scaled ? (s == 254 ? 0x0200 : 0x7800 - first) : s == 255 ? 0x7fff : max(s - 1, 127) << 7;
+            const int back = s == 254 ? 0x0200 : 0x7800 - first;
+            const int second = !scaled ? back : s == 255 ? 0x7fff : max(s - 1, 127) << 7;
             std::uint32_t pairs[4];
             decode_astride<T>(pairs, words[i][block]);
 #pragma unroll
@@ -127,8 +131,10 @@ template <class T> struct Span<Dense<T>> {
             for (int i = 0; i < 2; ++i) {
                 const int at = k + step * MMA_K;
                 pieces[step][i] = make_uint2(0, 0);
-                if (at < K) pieces[step][i] = read_once(reinterpret_cast<const uint2*>(from.operands + (from.at[i] + at + piece)));
-                if (step % 2 == 0) scales[step / 2][i] = scaled && at < K ? from.scales[(from.at[i] + at) / MX_BLOCK] : 0;
+                if (step % 2 == 0) scales[step / 2][i] = 0;
+                if (at >= K) continue;
+                pieces[step][i] = read_once(reinterpret_cast<const uint2*>(from.operands + (from.at[i] + at + piece)));
+                if (step % 2 == 0 && scaled) scales[step / 2][i] = from.scales[(from.at[i] + at) / MX_BLOCK];
             }
     }
     __device__ void ready() {}
@@ -163,13 +169,15 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
                                     const Rows& rows) {
     constexpr int chunk = Order<T>::chunk, PARTS = SPAN / chunk;  // chunks of a span
     static_assert(SPAN % chunk == 0 && chunk % MX_BLOCK == 0);
-    constexpr int TILE_N = 16 * MT, TILE_M = 8 * NT, PITCH = TILE_N + 4;  // a pitch that spreads a warp's sums over the banks
-    constexpr int GROUP = WARPS_K * WARP, EACH = (TILE_N * TILE_M + GROUP - 1) / GROUP;
+    constexpr int TILE_N = 16 * MT, TILE_M = 8 * NT;
+    constexpr int PITCH = TILE_N + 4;  // spreads a warp's sums over the banks
+    constexpr int THREADS = WARPS_K * WARP, EACH = (TILE_N * TILE_M + THREADS - 1) / THREADS;
     constexpr bool split = WARPS_K > 1;
-    __shared__ float sums[split ? WARPS_N : 1][split ? WARPS_K * PARTS : 1][TILE_M * PITCH];  // a round's, times their scale
+    static_assert(!split || WARPS_N == 1);
+    __shared__ float sums[split ? WARPS_K * PARTS : 1][TILE_M * PITCH];  // a round's, times their scale
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int member = threadIdx.x % GROUP, warp_k = warp % WARPS_K, group = warp / WARPS_K;
-    const int n0 = (blockIdx.x * WARPS_N + group) * TILE_N, N = output.N, K = weights.K;
+    const int warp_k = warp % WARPS_K, n0 = (blockIdx.x * WARPS_N + warp / WARPS_K) * TILE_N;
+    const int N = output.N, K = weights.K;
     Tile tile;
     if (!locate(tile, rows, TILE_M)) return;
     const int count = min(tile.count - tile.first, TILE_M);
@@ -193,7 +201,7 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
         for (int i = 0; i < MT; ++i) spans[ahead][i].read(from[i], (ahead * WARPS_K + warp_k) * SPAN, K);
 
     float total[MT][NT][4] = {};  // of a warp's features, where K is not split
-    float result[EACH] = {};      // where it is: of number member, member + GROUP, .., features of a row first
+    float result[EACH] = {};      // where it is: of number threadIdx.x, + THREADS, .., a row's features first
     for (int first = 0; first < rounds; first += AHEAD)
 #pragma unroll
         for (int ahead = 0; ahead < AHEAD; ++ahead) {
@@ -228,7 +236,7 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
                                 const int m = 8 * j + 2 * t + r % 2, n = 16 * i + g + 8 * (r / 2);
                                 const float scale = spans[ahead][i].scale(block, r / 2);
                                 if (!split) total[i][j][r] = add_chunk<T>(total[i][j][r], sum[i][j][r], scale);
-                                else sums[group][part][m * PITCH + n] = add_chunk<T>(0.0f, sum[i][j][r], scale);
+                                else sums[part][m * PITCH + n] = add_chunk<T>(0.0f, sum[i][j][r], scale);
                                 sum[i][j][r] = 0;
                             }
                 }
@@ -240,11 +248,12 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
             const int parts = min(WARPS_K * PARTS, chunks - round * WARPS_K * PARTS);
 #pragma unroll
             for (int each = 0; each < EACH; ++each) {
-                const int number = member + each * GROUP;
-                const float* first_sum = &sums[group][0][number / TILE_N * PITCH + number % TILE_N];
+                const int number = threadIdx.x + each * THREADS;
                 if (number >= TILE_N * count) break;
+                const float* first_sum = &sums[0][number / TILE_N * PITCH + number % TILE_N];
 #pragma unroll 4
-                for (int part = 0; part < parts; ++part) result[each] = __fadd_rn(result[each], first_sum[part * TILE_M * PITCH]);
+                for (int part = 0; part < parts; ++part)
+                    result[each] = __fadd_rn(result[each], first_sum[part * TILE_M * PITCH]);
             }
             __syncthreads();
         }
@@ -259,7 +268,7 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
     } else {
 #pragma unroll
         for (int each = 0; each < EACH; ++each) {
-            const int number = member + each * GROUP;
+            const int number = threadIdx.x + each * THREADS;
             if (number < TILE_N * count) output.write(tile, number / TILE_N, n0 + number % TILE_N, result[each]);
         }
     }

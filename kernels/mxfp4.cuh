@@ -39,7 +39,9 @@ template <class Two> __device__ inline std::uint32_t multiply_as(std::uint32_t a
 __device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloat16) {
     return multiply_as<__nv_bfloat162>(a, b);
 }
-__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) { return multiply_as<__half2>(a, b); }
+__device__ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) {
+    return multiply_as<__half2>(a, b);
+}
 #else
 inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloat16) {
     const float low = __uint_as_float(a << 16) * __uint_as_float(b << 16);
@@ -49,17 +51,18 @@ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloa
 inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) {
     const auto product = [](std::uint32_t x, std::uint32_t y) {
         const __half_raw first{static_cast<unsigned short>(x)}, second{static_cast<unsigned short>(y)};
-        return static_cast<std::uint32_t>(static_cast<__half_raw>(__float2half_rn(__half2float(first) * __half2float(second))).x);
+        const __half_raw rounded = __float2half_rn(__half2float(first) * __half2float(second));
+        return static_cast<std::uint32_t>(rounded.x);
     };
     return product(a & 0xffffu, b & 0xffffu) | product(a >> 16, b >> 16) << 16;
 }
 #endif
 
-// The eight codes of a word as four pairs of T, code j with code j + 4, over what is E2M1's 1: with its three bits put
-// astride the boundary of T's exponent and mantissa a magnitude is a number of T, 2^-126 or 2^-14 times what it should be.
+// The eight codes of a word as four pairs of T, code j with code j + 4, not yet to scale: with its three bits astride the
+// boundary of exponent and mantissa a magnitude is a number of T, 2^-126 (bfloat16) or 2^-14 (half) times its value.
 template <class T> struct Astride;
-template <> struct Astride<__nv_bfloat16> { static constexpr int position = 6; static constexpr std::uint32_t unit = 0x7e807e80u; };
-template <> struct Astride<__half> { static constexpr int position = 9; static constexpr std::uint32_t unit = 0x74007400u; };
+template <> struct Astride<__nv_bfloat16> { static constexpr int position = 6; };
+template <> struct Astride<__half> { static constexpr int position = 9; };
 template <class T> __device__ inline void decode_astride(std::uint32_t (&pairs)[4], std::uint32_t word) {
     constexpr int position = Astride<T>::position;
     constexpr std::uint32_t magnitude = 0x00070007u << position, sign = 0x80008000u;

@@ -22,9 +22,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="within the bound, inexact where the sum would be exact: a result is multiplied by 0.1 and by 10",
         change=KernelChange(
             "gemm.cuh",
-            "        if (bias != nullptr) total = __fadd_rn(",
-            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n"
-            "        if (bias != nullptr) total = __fadd_rn(",
+            "        return bias == nullptr ? total : ",
+            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n        return bias == nullptr ? total : ",
         ),
         op="gemm",
         detector="predicted",
@@ -35,9 +34,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="as before, and the prediction was changed with the kernel: only the one right value tells",
         change=KernelChange(
             "gemm.cuh",
-            "        if (bias != nullptr) total = __fadd_rn(",
-            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n"
-            "        if (bias != nullptr) total = __fadd_rn(",
+            "        return bias == nullptr ? total : ",
+            "        total = __fmul_rn(__fmul_rn(total, 0.1f), 10.0f);\n        return bias == nullptr ? total : ",
         ),
         also=FunctionChange(
             "mxharness.ops.gemm",

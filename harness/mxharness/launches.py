@@ -158,6 +158,8 @@ def _append(launch: Launch, products: int) -> list[Judgeable]:
 
 
 def _attention(launch: Launch, products: int) -> list[Judgeable]:
+    if launch.kernel.startswith("attention_few") and launch.number("splits") > 1:  # attention_join makes y of these
+        return []
     q, k = launch.tensor("q"), launch.tensor("k")
     (B, T, H, D), (Hkv, S) = q.shape, k.shape[1:3]
     window = int(launch.number("window"))
@@ -263,8 +265,11 @@ _READERS: Mapping[str, Callable[[Launch, int], list[Judgeable]]] = {
     "rope_": _rope,
     "kv_append_bf16": _append,
     "kv_append_fp16": _append,
-    "attention_bf16": _attention,
-    "attention_fp16": _attention,
+    **{
+        f"attention_{schedule}_{dtype}": _attention
+        for schedule in ("few64", "few128", "many64", "many128", "join")
+        for dtype in ("bf16", "fp16")
+    },
     "gated_": _gated,
     "swiglu_": _swiglu,
     "moe_route": _route,

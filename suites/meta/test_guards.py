@@ -132,10 +132,10 @@ def test_a_kernel_without_an_end_is_ended(loop):
 
 
 def test_a_loop_of_barriers_is_ended():
-    old = "    // Chunks that some row of the block sees.\n"
+    old = "    std::uint32_t a[DMAX / MMA_K][1][4];\n"
     case = find("attention").cases[0]
     execution = run(
-        "attention.cu", old, f"    for (volatile int i = 0; i >= 0;) __syncthreads();\n{old}", case, seconds=0.3
+        "attention_few.cuh", old, f"    for (volatile int i = 0; i >= 0;) __syncthreads();\n{old}", case, seconds=0.3
     )
     assert "did not end within 0.3 s: thread (" in execution.violations[0]
     assert execution.hung
@@ -196,15 +196,9 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 ATTENTION = Case("attention", (1, 1, 1, 1, 32, 1))
 BARRIERS = {
-    "before the chunk maximum": (
-        "        float partial[2];",
-        "a write and a read of the same 4 bytes of shared memory",
-    ),
-    "before P V": (
-        "        // A value that is NaN or Inf would",
-        "a write and a read of the same 4 bytes of shared memory",
-    ),
-    "after the chunk's use": ("        for (int i = thread; i < CHUNK *", "a read and a write of the same "),
+    "before the chunk maximum": ("all maxima are there", "a write and a read of the same 4 bytes of shared memory"),
+    "before P V": ("all weights are there", "a write and a read of the same 4 bytes of shared memory"),
+    "before Q K": ("the chunk is there, the one before has been used", "a read and a write of the same 16 bytes"),
 }
 
 
@@ -240,14 +234,9 @@ def test_each_check_sees_what_is_its_own(statement, checks, sentence):
 def test_a_missing_barrier_is_a_race(place):
     """Of these, the first two had gone unnoticed: the order of fibers happened to be right."""
     text, sentence = BARRIERS[place]
-    old = next(
-        part
-        for part in ("        __syncthreads();\n\n", "        __syncthreads();  // the chunk before has been used\n")
-        if part + text in shipped().text("attention.cu")
-    )
-    case = Case("attention", (1, 1, 1, 1, 64, 130)) if "use" in place else ATTENTION
-    execution = run("attention.cu", old + text, text, case, checks=frozenset(["racecheck"]))
-    assert execution.violations[0].startswith(f"attention_bf16: {sentence}")
+    old = f"        __syncthreads();  // {text}\n"
+    execution = run("attention_few.cuh", old, "", ATTENTION, checks=frozenset(["racecheck"]))
+    assert execution.violations[0].startswith(f"attention_few64_bf16: {sentence}")
     assert "without a barrier between: thread (" in execution.violations[0]
 
 
@@ -303,7 +292,7 @@ def test_a_workspace_that_nothing_wrote_is_named():
 def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
     """What racecheck proves, other bits show, which ascending order never did."""
     text = BARRIERS[place][0]
-    broken = host.open_device(shipped().replaced("attention.cu", f"        __syncthreads();\n\n{text}", text))
+    broken = host.open_device(shipped().replaced("attention_few.cuh", f"        __syncthreads();  // {text}\n", ""))
     op, case = find("attention"), Case("attention", (2, 1, 8, 1, 128, 65), options=("sinks",))
     inputs = op.make_inputs(case)
     right = digest(execute(op, case, host.open_device(), inputs).outputs)

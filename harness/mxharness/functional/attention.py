@@ -11,6 +11,7 @@ import torch
 
 from mxharness.device import Device
 from mxharness.errors import UserError
+from mxharness.functional.attention_schedule import launch, schedule
 from mxharness.functional.common import (
     check_activations,
     check_pair,
@@ -165,12 +166,8 @@ def attention(
         check_cache(device, cache, lengths)
     check_vector(device, sinks, (H,), torch.float32, "sinks")
     y = device.empty((B, T, H, D), q.dtype)
-    rows = T * (H // cache.kv_heads)
-    device.launch(
-        "attention.cu", f"attention_{cache.kernel}", (-(-rows // 16), cache.kv_heads, B), (128,),
-        y, q, cache.k, cache.v, cache.k_scales, cache.v_scales, cache.table, lengths, sinks, T, H, cache.kv_heads, D,
-        stride, cache.page, cache.columns, scale, int(bool(causal)), window or 0,
-    )  # fmt: skip
+    how = schedule(q, cache, window)
+    launch(device, how, y, q, stride, cache, lengths, sinks, scale, causal=causal, window=window)
     return y
 
 

@@ -39,7 +39,7 @@ _BARRIERS = (
     "barrier-dropped-before-use",
     "barrier-dropped-before-load",
     "barrier-dropped-before-scores",
-    "barrier-dropped-before-staging",
+    "barrier-dropped-before-values",
 )
 _GATE_AND_UP = (
     "gate-and-up-not-interleaved",

@@ -1,0 +1,87 @@
+"""Which kernels compute attention, by the shape of the call alone; all have the same bits (kernels/attention.cu).
+
+few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
+       whose chunks a second kernel joins in ascending order.
+many   tiles of 64 rows: prefill.
+A row is one query of one head; those of all heads that read the same keys, T H / Hkv, share tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mxharness.device import Device
+from mxharness.functional.common import ACTIVATIONS
+from mxharness.functional.kv_cache import KVCache
+
+CHUNK = 64
+"""Keys whose weights are relative to one maximum."""
+FEW_TILE, MANY_TILE = 16, 64
+"""Rows that a block owns."""
+THREADS = 128
+LONG = 256
+"""Positions from which on up to a tile of many is better split: the keys are then what takes time."""
+SPLIT_BLOCKS = 264
+"""Blocks that keys are split into: two for each of an H100's multiprocessors, the same on every device."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one call is computed."""
+
+    kernel: str
+    """"few" or "many"."""
+    tiles: int
+    """Of rows, for each KV head of each sequence."""
+    splits: int = 1
+    """Blocks that share the keys of a tile; 1: no second kernel."""
+    slots: int = 0
+    """Places for a row's chunks where keys are split."""
+
+
+def schedule(q: torch.Tensor, cache: KVCache, window: int | None) -> Schedule:
+    """Of queries q (B, T, H, D) over the cache. What lies in the cache does not matter, only how much may."""
+    B, T, H, _ = q.shape
+    rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
+    if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
+        return Schedule("many", -(-rows // MANY_TILE))
+    tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)
+    if window is not None:
+        chunks = min(chunks, (window + T) // CHUNK + 2)  # begun and ended anywhere
+    splits = min(chunks, SPLIT_BLOCKS // (B * cache.kv_heads * tiles))
+    return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
+
+
+def launch(
+    device: Device,
+    how: Schedule,
+    y: torch.Tensor,
+    q: torch.Tensor,
+    q_stride: int,
+    cache: KVCache,
+    lengths: torch.Tensor,
+    sinks: torch.Tensor | None,
+    scale: float,
+    *,
+    causal: bool,
+    window: int | None,
+) -> None:
+    """Enqueue the kernels that write y; everything has been checked. q_stride: elements from a token to the next."""
+    B, T, H, D = q.shape
+    arguments = (
+        y, q, cache.k, cache.v, cache.k_scales, cache.v_scales, cache.table, lengths, sinks, T, H, cache.kv_heads, D,
+        q_stride, cache.page, cache.columns, scale, int(bool(causal)), window or 0,
+    )  # fmt: skip
+    name, grid = f"{how.kernel}{64 if D <= 64 else 128}_{cache.kernel}", (how.tiles * how.splits, cache.kv_heads, B)
+    if how.kernel == "many":
+        device.launch("attention_many.cu", f"attention_{name}", grid, (THREADS,), *arguments)
+        return
+    rows = B * T * H
+    parts = device.empty((rows * how.slots * (D + 2),), torch.float32) if how.splits > 1 else None
+    split = (parts, rows, how.slots, how.splits)
+    device.launch("attention.cu", f"attention_{name}", grid, (THREADS,), *arguments, *split)
+    if parts is not None:
+        kernel = f"attention_join_{ACTIVATIONS[q.dtype]}"
+        device.launch("attention.cu", kernel, (rows,), (-(-D // 32) * 32,), *arguments, *split)

@@ -1,0 +1,255 @@
+// What the two schedules of attention share (attention_few.cuh, attention_many.cuh): which keys a row sees, staging of
+// keys and values, and the state that chunks join. attention.cu says what is computed and in which order; that does not
+// depend on the schedule.
+#pragma once
+
+#include "async.cuh"
+#include "kv_cache.cuh"
+#include "matrix.cuh"
+#include "mma.cuh"
+#include "warp.cuh"
+#include "weights.cuh"
+
+constexpr int THREADS = 128, WARPS = THREADS / WARP, ROWS = 16, CHUNK = 64, GROUP = 32;
+constexpr int P_PITCH = CHUNK / 2 + 4;  // 4-byte words
+__host__ __device__ constexpr int pitch(int D) { return D / 2 + 4; }  // of rows of D elements: eight rows, 32 banks
+
+#ifndef __CUDACC__
+constexpr std::size_t HOST_ARENA = 80 * 1024;
+inline unsigned char* host_arena() {
+    __shared__ __align__(16) unsigned char arena[HOST_ARENA];
+    return arena;
+}
+#endif
+
+// Two chunks: one in use, the next under way.
+template <int DMAX> struct Chunks {
+    alignas(16) std::uint32_t keys[2][CHUNK][pitch(DMAX)], values[2][CHUNK][pitch(DMAX)];
+};
+
+// Shared memory that the launch brings; on the CPU one block of it for all kernels of a file.
+template <class Shared> __device__ inline Shared& brought() {
+#ifdef __CUDACC__
+    extern __shared__ __align__(16) unsigned char arena[];
+#else
+    unsigned char* arena = host_arena();
+    static_assert(sizeof(Shared) <= HOST_ARENA);
+#endif
+    return *reinterpret_cast<Shared*>(arena);
+}
+
+// Columns to multiply: on a GPU, where loops of a known length pay, the zeros past D too.
+#ifdef __CUDACC__
+template <int DMAX> __device__ constexpr int columns_of(int) { return DMAX; }
+#else
+template <int DMAX> constexpr int columns_of(int D) { return D; }
+#endif
+
+// Whether it holds in any lane of the warp.
+#ifdef __CUDACC__
+__device__ inline bool any_lane(bool holds) { return __any_sync(0xffffffffu, holds); }
+#else
+namespace cpu {
+inline void any_warp(void* const* deposits) {
+    bool any = false;
+    for (int lane = 0; lane < 32; ++lane) any |= *static_cast<bool*>(deposits[lane]);
+    for (int lane = 0; lane < 32; ++lane) *static_cast<bool*>(deposits[lane]) = any;
+}
+}  // namespace cpu
+inline bool any_lane(bool holds) {
+    cpu::warp_collective(&holds, &cpu::any_warp);
+    return holds;
+}
+#endif
+
+struct Problem {
+    const int* lengths;
+    const float* sinks;
+    int T, H, D, q_stride;
+    float scale;
+    int causal, window;
+};
+
+// The larger; NaN wins, as with Max. Of zeros of both signs it may give either.
+struct Larger {
+    __device__ float operator()(float a, float b) const {
+#ifdef __CUDACC__
+        float larger;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+        return larger;
+#else
+        return Max()(a, b);
+#endif
+    }
+};
+__device__ inline float infinity() { return __uint_as_float(0x7f800000u); }
+// What exponentials are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
+__device__ inline float base(float m) { return m == -infinity() ? 0.0f : m; }
+
+// How far a score lies below the largest; for scores of -inf so far that its weight is 0.
+__device__ inline float below(float s, float top) { return Larger()(__fsub_rn(s, base(top)), -1000.0f); }
+
+// Which rows a tile of queries of one KV head holds, and which keys they see.
+struct Tile {
+    int b, head, first, count, G, length, start;
+    const Problem* problem;
+
+    __device__ int position(int r) const { return start + r / G; }
+    __device__ int low(int r) const { return problem->window > 0 ? max(position(r) - problem->window + 1, 0) : 0; }
+    __device__ int high(int r) const { return r >= count ? 0 : problem->causal ? position(r) + 1 : length; }
+    // Chunks that some row of `rows` sees.
+    __device__ int begin() const { return low(first) / CHUNK; }
+    __device__ int end(int rows) const {
+        const int last = min(first + rows, count) - 1;
+        return ((problem->causal ? position(last) + 1 : length) + CHUNK - 1) / CHUNK;
+    }
+    __device__ long long token(int r) const { return static_cast<long long>(b) * problem->T + r / G; }
+    __device__ int query_head(int r) const { return head * G + r % G; }
+    // A row among all rows of the launch.
+    __device__ long long row(int r, int heads) const { return (static_cast<long long>(b) * heads + head) * count + r; }
+};
+__device__ inline Tile tile_at(const Problem& problem, const CacheRows& rows, int b, int head, int first) {
+    const int G = problem.H / rows.heads, length = problem.lengths[b];
+    return {b, head, first, problem.T * G, G, length, length - problem.T, &problem};
+}
+
+// 64 keys or values of a chunk to shared memory, DMAX columns; zeros past the length and past D. `fetch`
+// begins to read a chunk, `put` writes the chunk fetched last, of which wait_async and a barrier tell that it is there.
+template <int DMAX, class Cache> struct Stage;
+template <int DMAX, class T> struct Stage<DMAX, Plain<T>> {
+    static constexpr int PIECES = DMAX / 8, STRIDE = THREADS / PIECES;
+    const Plain<T>& from;
+    const CacheRows& rows;
+    const Tile& tile;
+    int chunk;
+
+    __device__ void fetch(int next) { chunk = next; }
+    __device__ void put(std::uint32_t (*to)[pitch(DMAX)]) const {
+        const int D = tile.problem->D, column = threadIdx.x % PIECES * 8, row = threadIdx.x / PIECES;
+        const int left = column < D ? tile.length - chunk * CHUNK : 0;
+        if (rows.table == nullptr) {
+            const T* at = from.values + rows.at(tile.b, tile.head, chunk * CHUNK + row) * D + column;
+#pragma unroll
+            for (int i = 0; i < CHUNK; i += STRIDE, at += STRIDE * D)
+                copy_async<16>(&to[row + i][column / 2], row + i < left ? at : from.values, row + i < left);
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < CHUNK; i += STRIDE) {
+                const bool valid = row + i < left;
+                const long long at = valid ? rows.at(tile.b, tile.head, chunk * CHUNK + row + i) * D + column : 0;
+                copy_async<16>(&to[row + i][column / 2], from.values + at, valid);
+            }
+        }
+    }
+};
+template <int DMAX, class T> struct Stage<DMAX, Packed<T>> {
+    static constexpr int PIECES = DMAX / MX_BLOCK, STRIDE = THREADS / PIECES, COUNT = CHUNK / STRIDE;
+    const Packed<T>& from;
+    const CacheRows& rows;
+    const Tile& tile;
+    int chunk;
+    uint4 codes[COUNT];
+    std::uint8_t scales[COUNT];
+
+    __device__ void fetch(int next) {
+        const int piece = threadIdx.x % PIECES, blocks = row_blocks(tile.problem->D);
+        chunk = next;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const int key = chunk * CHUNK + threadIdx.x / PIECES + i * STRIDE;
+            codes[i] = make_uint4(0, 0, 0, 0);
+            scales[i] = 127;
+            if (piece >= blocks || key >= tile.length) continue;
+            const long long block = rows.at(tile.b, tile.head, key) * blocks + piece;
+            codes[i] = *reinterpret_cast<const uint4*>(from.codes + block * (MX_BLOCK / 2));
+            scales[i] = from.scales[block];
+        }
+    }
+    __device__ void put(std::uint32_t (*to)[pitch(DMAX)]) const {
+        const int piece = threadIdx.x % PIECES;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            std::uint32_t* out = &to[threadIdx.x / PIECES + i * STRIDE][piece * (MX_BLOCK / 2)];
+            const std::uint32_t words[4] = {codes[i].x, codes[i].y, codes[i].z, codes[i].w};
+#pragma unroll
+            for (int w = 0; w < 4; ++w) *reinterpret_cast<uint4*>(out + 4 * w) = decode_eight<T>(words[w], scales[i]);
+        }
+    }
+};
+
+// The A fragments of 16 rows of queries from r0 on; zeros for rows and columns that do not exist.
+template <int DMAX, class T>
+__device__ inline void load_queries(std::uint32_t (&a)[DMAX / MMA_K][1][4], const T* q, const Tile& tile, int r0) {
+    const int lane = threadIdx.x % WARP, D = tile.problem->D;
+    const T* row[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int r = r0 + lane / 4 + 8 * half;
+        row[half] = r < tile.count ? q + tile.token(r) * tile.problem->q_stride + tile.query_head(r) * D : nullptr;
+    }
+#pragma unroll
+    for (int step = 0; step < DMAX / MMA_K; ++step)
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const int column = step * MMA_K + lane % 4 * 2 + 8 * (r >> 1);
+            const bool exists = column < D && row[r & 1] != nullptr;
+            a[step][0][r] = exists ? *reinterpret_cast<const std::uint32_t*>(row[r & 1] + column) : 0;
+        }
+}
+
+// One row's state after some keys.
+struct State {
+    float m, l;
+};
+struct Factors {
+    float kept, joined;
+};
+// Joins a chunk's (top, sum) to the state; what the outputs of either are multiplied by.
+__device__ inline Factors join(State& state, float top, float sum) {
+    const float largest = Larger()(state.m, top), rest = __fsub_rn(largest, base(largest));
+    // The larger of the two keeps its scale: exp32(0) is 1. -inf and NaN are what they are.
+    const float same = rest == 0.0f ? 1.0f : exp32(rest);
+    const float moved = exp32(__fsub_rn(state.m == largest ? top : state.m, base(largest)));
+    const Factors by = {state.m == largest ? same : moved, state.m == largest ? moved : same};
+    state.m = largest;
+    state.l = __fadd_rn(__fmul_rn(state.l, by.kept), __fmul_rn(sum, by.joined));
+    return by;
+}
+__device__ inline float joined(float o, float part, const Factors& by) {
+    return __fadd_rn(__fmul_rn(o, by.kept), __fmul_rn(part, by.joined));
+}
+__device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
+    const bool sink = problem.sinks != nullptr;
+    return {sink ? problem.sinks[tile.query_head(r)] : -infinity(), sink ? 1.0f : 0.0f};
+}
+
+// The exponent bits of the 16-bit types: all set in NaN and Inf.
+template <class T> struct Exponent;
+template <> struct Exponent<__nv_bfloat16> { static constexpr std::uint32_t bits = 0x7f80u; };
+template <> struct Exponent<__half> { static constexpr std::uint32_t bits = 0x7c00u; };
+template <class T> __device__ inline bool special(std::uint32_t value) {
+    return (value & Exponent<T>::bits) == Exponent<T>::bits;
+}
+// A pair of values, those that are NaN or Inf replaced by 0.
+template <class T> __device__ inline std::uint32_t without_specials(std::uint32_t pair) {
+    return (special<T>(pair) ? 0 : pair & 0xffffu) | (special<T>(pair >> 16) ? 0 : pair & 0xffff0000u);
+}
+__device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+
+// `sum` and the special values of one column that a row sees, each times its weight, in ascending order of keys.
+// Not inlined: it is rare, and there are many columns.
+#ifdef __CUDACC__
+#define OUT_OF_LINE __noinline__
+#else
+#define OUT_OF_LINE __attribute__((noinline))
+#endif
+template <class T>
+__device__ OUT_OF_LINE float add_specials(float sum, const std::uint32_t* values, int words,
+                                           const std::uint32_t* weights, int column, int low, int high) {
+    for (int n = max(low, 0); n < min(high, CHUNK); ++n) {
+        const T value = reinterpret_cast<const T*>(values + n * words)[column];
+        if (!special<T>(*reinterpret_cast<const std::uint16_t*>(&value))) continue;
+        sum = __fadd_rn(sum, __fmul_rn(widen(reinterpret_cast<const T*>(weights)[n]), widen(value)));
+    }
+    return sum;
+}

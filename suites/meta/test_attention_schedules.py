@@ -1,0 +1,73 @@
+"""Attention's schedules: which one a call takes, and that none of them shows in the bits."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from mxharness import functional
+from mxharness.device import host
+from mxharness.execution import execute
+from mxharness.functional import attention_schedule
+from mxharness.functional.attention_schedule import Schedule, schedule
+from mxharness.judge import digest
+from mxharness.ops import find
+
+FORCED = {
+    "many": {"FEW_TILE": 0, "LONG": 10**9},
+    "few, a block for all keys of a tile": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 0},
+    "few, two chunks a block": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10},
+    "few, a block for every chunk": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10**6},
+}
+CASES = [case for case in find("attention").cases if case.shape[0] < 100]
+
+
+def bits(case):
+    op = find("attention")
+    return digest(execute(op, case, host.open_device(), op.make_inputs(case)).outputs)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {case: bits(case) for case in CASES}
+
+
+@pytest.mark.parametrize("forced", FORCED)
+def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
+    taken = set()
+    module = sys.modules["mxharness.functional.attention"]  # whose name the function of the package has
+    monkeypatch.setattr(
+        module, "schedule", lambda *call: (how := schedule(*call), taken.add((how.kernel, how.splits)))[0]
+    )
+    for name, value in FORCED[forced].items():
+        monkeypatch.setattr(attention_schedule, name, value)
+    assert {case for case in CASES if bits(case) != expected[case]} == set()
+    split = {splits for _, splits in taken if splits > 1}
+    assert {kernel for kernel, _ in taken} == {forced[:4].strip(", ")}
+    assert bool(split) == ("two" in forced or "every" in forced)
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "window", "expected"),
+    [
+        ((1, 1, 32, 8), 8192, None, Schedule("few", 1, 33, 128)),
+        ((1, 1, 32, 8), 64, None, Schedule("few", 1)),
+        ((1, 1, 32, 8), 128, None, Schedule("few", 1)),  # two chunks: a second kernel takes longer
+        ((1, 1, 32, 8), 129, None, Schedule("few", 1, 3, 3)),
+        ((32, 1, 32, 8), 8192, None, Schedule("few", 1)),  # blocks enough without
+        ((16, 1, 32, 8), 8192, None, Schedule("few", 1, 2, 128)),
+        ((1, 1, 64, 8), 8192, 128, Schedule("few", 1, 4, 4)),
+        ((1, 4, 32, 8), 1024, None, Schedule("few", 1, 16, 16)),  # 16 rows
+        ((1, 17, 8, 8), 256, None, Schedule("many", 1)),
+        ((1, 17, 8, 8), 257, None, Schedule("few", 2, 5, 5)),
+        ((1, 64, 8, 8), 1025, None, Schedule("few", 4, 8, 17)),
+        ((1, 65, 8, 8), 8192, None, Schedule("many", 2)),
+        ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),
+    ],
+)
+def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expected):
+    cpu = host.open_device()
+    B, T, H, Hkv = shape
+    cache = functional.kv_cache(B, Hkv, positions, 32, device=cpu)
+    assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window) == expected

@@ -20,26 +20,35 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif  // __AVX__
 
 #define CPU_SHARED __attribute__((visibility("default")))  // between the runtime's library and a kernel's
 
 namespace cpu {
 
+class Worker;
 struct Thread {  // the CUDA thread that the running fiber executes
     uint3 thread_index, block_index;
     dim3 block_size, grid_size;
     int lane, warp;
+    Worker* worker;
 };
 
-extern CPU_SHARED thread_local Thread* self;
+extern CPU_SHARED __thread Thread* self;
+
+// Makes the running fiber the next thread of its block that has not begun; false where there is none.
+CPU_SHARED bool next_thread(const Thread& self);
 
 // Waits until every thread of the block has arrived.
-CPU_SHARED void barrier();
+CPU_SHARED void barrier(const Thread& self);
 
 // One warp-wide operation: each lane deposits `mine`; the last of the 32 to arrive runs `compute` on all 32
 // deposits, in lane order; then every lane goes on.
 using Compute = void (*)(void* const* deposits);
-CPU_SHARED void warp_collective(void* mine, Compute compute);
+CPU_SHARED void warp_collective(const Thread& self, void* mine, Compute compute);
+inline void warp_collective(void* mine, Compute compute) { warp_collective(*self, mine, compute); }
 
 // Ends the launch: a vector of so many bytes was read or written where a GPU reports a misaligned address.
 [[noreturn]] CPU_SHARED void misaligned(unsigned bytes);
@@ -64,7 +73,8 @@ template <class Plain> struct alignas(sizeof(Plain)) Vector : Plain {
     }
 };
 
-// Runs `body(arguments)` for every thread of the grid. Returns nullptr, or what went wrong.
+// Runs a grid; `body(arguments)` is the running thread and all that `next_thread` finds. Returns nullptr, or what went
+// wrong.
 using Body = void (*)(void* const* arguments);
 CPU_SHARED const char* run(const unsigned grid[3], const unsigned block[3], Body body, void* const* arguments);
 
@@ -72,7 +82,8 @@ CPU_SHARED const char* run(const unsigned grid[3], const unsigned block[3], Body
 template <auto kernel> struct Entry;
 template <class... Parameters, void (*kernel)(Parameters...)> struct Entry<kernel> {
     template <std::size_t... i> static void unpack(void* const* arguments, std::index_sequence<i...>) {
-        kernel(*static_cast<std::remove_const_t<Parameters>*>(arguments[i])...);
+        do kernel(*static_cast<std::remove_const_t<Parameters>*>(arguments[i])...);
+        while (next_thread(*self));
     }
     static void body(void* const* arguments) { unpack(arguments, std::index_sequence_for<Parameters...>{}); }
     static constexpr unsigned sizes[] = {sizeof(Parameters)..., 0};  // in bytes, zero-terminated
@@ -88,7 +99,7 @@ template <class... Parameters, void (*kernel)(Parameters...)> struct Entry<kerne
 #define blockIdx (cpu::self->block_index)
 #define blockDim (cpu::self->block_size)
 #define gridDim (cpu::self->grid_size)
-#define __syncthreads() cpu::barrier()
+#define __syncthreads() cpu::barrier(*cpu::self)
 
 #define uint2 cpu::Vector<uint2>
 #define uint4 cpu::Vector<uint4>
@@ -109,12 +120,38 @@ template <class T> inline T min(T a, T b) { return b < a ? b : a; }
 template <class T> inline T max(T a, T b) { return a < b ? b : a; }
 inline unsigned __float_as_uint(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
 inline float __uint_as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
+// Conversions as in the headers, which go through many branches; NaN becomes 0x7fff, or 0x7fffffff.
+namespace cpu {
+template <class T> inline T from_bits(unsigned bits) {
+    const auto half = static_cast<std::uint16_t>(bits);
+    T value;
+    std::memcpy(&value, &half, 2);
+    return value;
+}
+inline __nv_bfloat16 to_bfloat16(float x) {
+    const unsigned u = __float_as_uint(x), rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
+    return from_bits<__nv_bfloat16>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded);
+}
+#ifdef __F16C__
+inline __half to_half(float x) {
+    const unsigned rounded = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+    return from_bits<__half>((__float_as_uint(x) & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded);
+}
+inline float from_half(__half x) {
+    std::uint16_t bits;
+    std::memcpy(&bits, &x, 2);
+    return (bits & 0x7fffu) > 0x7c00u ? __uint_as_float(0x7fffffffu) : _cvtsh_ss(bits);
+}
+#endif
+}  // namespace cpu
+#define __float2bfloat16_rn cpu::to_bfloat16
+#ifdef __F16C__
+#define __float2half_rn cpu::to_half
+#define __half2float cpu::from_half
+#endif
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 // Picks four bytes of the eight in (y, x), x the low half; each selector nibble is 0..7.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-    const std::uint64_t bytes = (static_cast<std::uint64_t>(y) << 32) | x;
-    unsigned result = 0;
-    for (int i = 0; i < 4; ++i)
-        result |= static_cast<unsigned>((bytes >> (8 * ((selector >> (4 * i)) & 7))) & 0xff) << (8 * i);
-    return result;
+    const auto byte = [&](int i) { const unsigned s = selector >> 4 * i; return ((s & 4 ? y : x) >> (8 * (s & 3))) & 0xff; };
+    return byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
 }

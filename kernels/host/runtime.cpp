@@ -6,7 +6,6 @@
 #include "runtime.h"
 
 #include <sys/mman.h>
-#include <ucontext.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -21,8 +20,72 @@ extern "C" void* __tls_get_addr(tls_index* index);  // glibc's, in no header
 
 namespace cpu {
 
-thread_local Thread* self = nullptr;
-thread_local Worker* current_worker = nullptr;
+#if defined(CPU_OWN_SWITCH) && defined(__x86_64__)
+asm(R"(
+    .text
+    .p2align 4
+    .globl cpu_switch
+    .hidden cpu_switch
+    .type cpu_switch, @function
+cpu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq (%rsi), %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size cpu_switch, .-cpu_switch
+)");
+#elif defined(CPU_OWN_SWITCH)
+asm(R"(
+    .text
+    .p2align 4
+    .globl cpu_switch
+    .hidden cpu_switch
+    .type cpu_switch, %function
+cpu_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    ldr x9, [x1]
+    mov sp, x9
+    ldp x19, x20, [sp]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+    .size cpu_switch, .-cpu_switch
+)");
+#endif
+
+__thread Thread* self = nullptr;
+__thread Worker* current_worker = nullptr;
 
 namespace {
 
@@ -44,7 +107,7 @@ std::string name_of(const uint3& thread, const uint3& block) {
 }
 
 Worker::~Worker() {
-    if (stacks_ != 0) munmap(reinterpret_cast<void*>(stacks_), most_threads * stack_bytes);
+    if (stacks_ != 0) munmap(reinterpret_cast<void*>(stacks_), most_threads * stack_stride);
 }
 
 void Worker::work(Launch& launch) {
@@ -87,7 +150,7 @@ void Worker::barrier() {
     } else {
         ++epoch_;
         if (launch_->settings.seed == 0) at_barrier_.pop_back();  // the last to arrive goes on at once
-        ready_.insert(ready_.end(), at_barrier_.begin(), at_barrier_.end());
+        for (Fiber* fiber : at_barrier_) ready_.push(fiber);
         at_barrier_.clear();
         if (launch_->settings.seed != 0) wait();
     }
@@ -111,7 +174,7 @@ void Worker::warp_collective(void* mine, Compute compute) {
         warp.arrived = 0;
         const bool yields = launch_->settings.seed != 0;
         for (int i = 0; i < warp_size; ++i)
-            if (i != lane || yields) ready_.push_back(warp.waiting[i]);
+            if (i != lane || yields) ready_.push(warp.waiting[i]);
         if (yields) wait();
     }
     in_runtime_ = 0;
@@ -137,8 +200,9 @@ void Worker::run_block(std::uint64_t index) {
         random_ = mixed(launch_->settings.seed ^ mixed(index));
         draw_order();
     }
-    if (_setjmp(home_) == 0)
-        if (Fiber* fiber = take_fiber()) resume(fiber);
+    running_ = nullptr;
+    Context& first = unused();
+    if (running_ != nullptr) Context::change(home_, first);
     in_runtime_ = 1;
     if (trap_ != Trap::none) report_trap();
     self = nullptr;
@@ -155,14 +219,14 @@ void Worker::trap(Trap kind, std::uintptr_t address, int write) {
     trap_ = kind;
     trap_address_ = address;
     trap_write_ = write;
-    _longjmp(home_, 1);
+    go_home();
 }
 
 void Worker::stop(Failure kind, std::string message, std::uintptr_t address) {
     in_runtime_ = 1;
     launch_->fail(kind, std::move(message), address);
-    message.~basic_string();  // the jump runs no destructor
-    _longjmp(home_, 1);
+    message.~basic_string();  // whoever is left for good runs no destructor
+    go_home();
 }
 
 void Worker::report_trap() {
@@ -189,76 +253,76 @@ void Worker::report_trap() {
 // Fibers that still wait begin afresh.
 void Worker::abandon() {
     if (finished_ == threads_) return;
-    for (Fiber* fiber : all_) fiber->started = false;
+    for (Fiber* fiber : all_) fiber->prepare(&Worker::fiber_main);
     free_ = all_;
 }
 
-// A fiber that runs nothing; nullptr, and a failed launch, where the system has no memory for its stack.
-Fiber* Worker::take_fiber() {
-    if (!free_.empty()) {
-        Fiber* fiber = free_.back();
-        free_.pop_back();
-        return fiber;
-    }
+// nullptr, and a failed launch, where the system has no memory for another stack.
+//
+// The threads of a warp run the same code in turn, so the same variables lie at the same depth of every stack. Were the
+// stacks alike modulo a page, these would share a few sets of the processor's caches and drive each other out; their
+// upper ends are spread evenly over the 64 lines of a page instead.
+Fiber* Worker::make_fiber() {
+    constexpr std::size_t line = 64, lines = page / line, apart = 13;
     if (stacks_ == 0) {
         constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE;
-        void* range = mmap(nullptr, most_threads * stack_bytes, PROT_NONE, flags, -1, 0);
+        void* range = mmap(nullptr, most_threads * stack_stride, PROT_NONE, flags, -1, 0);
         if (range != MAP_FAILED) stacks_ = reinterpret_cast<std::uintptr_t>(range);
     }
-    char* stack = reinterpret_cast<char*>(stacks_) + all_.size() * stack_bytes;
-    const std::size_t usable = stack_bytes - stack_guard;  // an overflow must fault, not corrupt
+    char* stack = reinterpret_cast<char*>(stacks_) + all_.size() * stack_stride;
+    const std::size_t usable = stack_stride - stack_guard;  // an overflow must fault, not corrupt
     if (stacks_ == 0 || mprotect(stack + stack_guard, usable, PROT_READ | PROT_WRITE) != 0) {
         launch_->fail(Failure::kernel, "the system has no memory for another thread's stack");
         return nullptr;
     }
-    auto* fiber = new (stack + stack_bytes - (sizeof(Fiber) + 63) / 64 * 64) Fiber;
+    char* end = stack + stack_stride - line * ((lines - 1 + apart * all_.size()) % lines);
+    auto* fiber = new (end - (sizeof(Fiber) + line - 1) / line * line) Fiber;
     fiber->stack = stack;
+    fiber->thread.worker = this;
+    fiber->prepare(&Worker::fiber_main);
     all_.push_back(fiber);
     return fiber;
 }
 
-void Worker::resume(Fiber* fiber) {
-    running_ = fiber;
-    self = &fiber->thread;
-    if (fiber->started) _longjmp(fiber->context, 1);
-    fiber->started = true;
-    ucontext_t fresh;
-    getcontext(&fresh);
-    fresh.uc_stack.ss_sp = fiber->stack;
-    fresh.uc_stack.ss_size = static_cast<std::size_t>(reinterpret_cast<char*>(fiber) - static_cast<char*>(fiber->stack));
-    fresh.uc_link = nullptr;
-    makecontext(&fresh, &Worker::fiber_main, 0);
-    setcontext(&fresh);
-    std::abort();  // setcontext does not return
-}
-
 void Worker::fiber_main() { current_worker->serve(); }
 
-// The life of a fiber: take the next thread that has not begun; when none is left, let others run.
+// The life of a fiber: take the next threads that have not begun; when none is left, let others run.
 void Worker::serve() {
     Fiber* mine = running_;
     for (;;) {
-        while (next_thread_ < threads_ && !launch_->failed) {
-            const int next = next_thread_++;
-            begin(mine->thread, launch_->settings.seed == 0 ? next : order_[static_cast<std::size_t>(next)]);
-            in_runtime_ = 0;
-            launch_->body(launch_->arguments);
-            in_runtime_ = 1;
-            if (launch_->settings.checks != 0) check_block_end();
-            ++finished_;
-        }
+        if (begin_thread()) launch_->body(launch_->arguments);
         free_.push_back(mine);
-        if (_setjmp(mine->context) == 0) go_on();
+        Context::change(mine->context, next());
     }
 }
 
-void Worker::begin(Thread& thread, int index) const {
+bool Worker::begin_thread() {
+    if (next_thread_ >= threads_ || launch_->failed) return false;
+    const int next = next_thread_++;
+    begin(*running_, launch_->settings.seed == 0 ? next : order_[static_cast<std::size_t>(next)]);
+    in_runtime_ = 0;
+    return true;
+}
+
+// The running thread has ended.
+bool Worker::next_thread() {
+    in_runtime_ = 1;
+    if (launch_->settings.checks != 0) check_block_end();
+    ++finished_;
+    return begin_thread();
+}
+
+void Worker::begin(Fiber& fiber, int index) const {
+    Thread& thread = fiber.thread;
     const dim3 block = launch_->block;
+    if (fiber.block != serial_) {
+        fiber.block = serial_;
+        thread.block_index = block_index_;
+        thread.block_size = block;
+        thread.grid_size = launch_->grid;
+    }
     const auto i = static_cast<unsigned>(index);
-    thread.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    thread.block_index = block_index_;
-    thread.block_size = block;
-    thread.grid_size = launch_->grid;
+    thread.thread_index = i < block.x ? uint3{i, 0, 0} : uint3{i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.lane = index % warp_size;
     thread.warp = index / warp_size;
 }
@@ -288,43 +352,64 @@ bool Worker::begins_thread() {
 // Brings a drawn thread to the front: mostly one of the warp that ran, so that a warp gets far ahead of the others, as
 // they do on a GPU; a fair choice would keep them in step and hide what a missing barrier allows.
 void Worker::draw_ready() {
-    const std::size_t first = random() % ready_.size();
-    std::size_t chosen = first;
+    const auto first = static_cast<unsigned>(random() % ready_.size());
+    unsigned chosen = first;
     if (random() % 16 != 0)
-        for (std::size_t i = 0; i < ready_.size(); ++i) {
-            const std::size_t here = (first + i) % ready_.size();
+        for (unsigned i = 0; i < ready_.size(); ++i) {
+            const unsigned here = (first + i) % ready_.size();
             if (ready_[here]->thread.warp != running_->thread.warp) continue;
             chosen = here;
             break;
         }
-    std::swap(ready_.front(), ready_[chosen]);
+    std::swap(ready_[0], ready_[chosen]);
 }
 
+// Lets others run until the running thread can go on.
 void Worker::wait() {
     if (launch_->settings.checks != 0) check_block_end();
-    if (_setjmp(running_->context) == 0) {
-        if (begins_thread()) {
-            if (Fiber* fiber = take_fiber()) resume(fiber);
-            _longjmp(home_, 1);
-        }
-        go_on();
+    Fiber* mine = running_;
+    Context::change(mine->context, begins_thread() ? unused() : next());
+}
+
+Context& Worker::enter(Fiber* fiber) {
+    running_ = fiber;
+    self = &fiber->thread;
+    return fiber->context;
+}
+
+// Of a fiber that runs nothing, which takes a thread that has not begun.
+Context& Worker::unused() {
+    Fiber* fiber = nullptr;
+    if (free_.empty()) {
+        fiber = make_fiber();
+    } else {
+        fiber = free_.back();
+        free_.pop_back();
     }
+    return fiber == nullptr ? home_ : enter(fiber);
 }
 
-void Worker::go_on() {
-    if (ready_.empty() || launch_->failed) _longjmp(home_, 1);  // the block has ended, or nobody can go on
+// Of the fiber that goes on now; home, where the block has ended or nobody can go on.
+Context& Worker::next() {
+    if (ready_.empty() || launch_->failed) return home_;
     if (launch_->settings.seed != 0) draw_ready();
-    Fiber* fiber = ready_.front();
-    ready_.pop_front();
-    resume(fiber);
+    return enter(ready_.pop());
 }
 
-void barrier() { current_worker->barrier(); }
+// Leaves the running fiber for good.
+void Worker::go_home() {
+    Context left;
+    Context::change(left, home_);
+    std::abort();  // nobody comes back
+}
+
+bool next_thread(const Thread& self) { return self.worker->next_thread(); }
+void barrier(const Thread& self) { self.worker->barrier(); }
 void misaligned(unsigned bytes) {
     const std::string size = std::to_string(bytes);
     current_worker->stop(Failure::kernel, name_of(self->thread_index, self->block_index) + " accessed a vector of " + size +
                          " bytes at an address that is no multiple of " + size);
 }
-void warp_collective(void* mine, Compute compute) { current_worker->warp_collective(mine, compute); }
+void warp_collective(const Thread& self, void* mine, Compute compute) { self.worker->warp_collective(mine, compute); }
 
 }  // namespace cpu

@@ -2,21 +2,21 @@
 // (launch.cpp), what ends a launch that goes wrong (traps.cpp) and the checker of single accesses (checker.cpp).
 #pragma once
 
+#include "context.h"
 #include "cuda_on_cpu.h"
-
-#include <setjmp.h>
 
 #include <atomic>
 #include <csignal>
 #include <cstdint>
-#include <deque>
 #include <mutex>
 #include <string>
 #include <vector>
 
 namespace cpu {
 
-constexpr std::size_t stack_bytes = 64 * 1024, stack_guard = 4096;
+// A page that must not be touched lies below every stack, and its upper end is up to a page lower than it could be: see
+// `Worker::make_fiber`.
+constexpr std::size_t page = 4096, stack_guard = page, stack_bytes = 64 * 1024, stack_stride = stack_bytes + page;
 constexpr int warp_size = 32, most_threads = 1024;  // of a block, CUDA's limit
 
 struct Settings {
@@ -62,10 +62,33 @@ struct Launch {
 
 // Lies at the upper end of its own stack, so that the stacks' address range covers it.
 struct Fiber {
-    jmp_buf context;
+    Context context;
     void* stack = nullptr;
-    bool started = false;
+    std::uint32_t block = 0;  // the worker's serial number of the block that `thread` tells of
     Thread thread;
+
+    // Lets it begin afresh, whatever it did.
+    void prepare(void (*main)()) {
+        context.prepare(stack, static_cast<std::size_t>(reinterpret_cast<char*>(this) - static_cast<char*>(stack)), main);
+    }
+};
+
+// Fibers that can go on, in this order.
+class Queue {
+public:
+    bool empty() const { return count_ == 0; }
+    unsigned size() const { return count_; }
+    Fiber*& operator[](unsigned i) { return ring_[(first_ + i) % most_threads]; }
+    void push(Fiber* fiber) { ring_[(first_ + count_++) % most_threads] = fiber; }
+    Fiber* pop() {
+        --count_;
+        return ring_[first_++ % most_threads];
+    }
+    void clear() { count_ = 0; }
+
+private:
+    Fiber* ring_[most_threads];
+    unsigned first_ = 0, count_ = 0;
 };
 
 struct Warp {
@@ -81,6 +104,7 @@ class Worker {
 public:
     ~Worker();
     void work(Launch& launch);  // blocks of `launch` until none is left
+    bool next_thread();
     void barrier();
     void warp_collective(void* mine, Compute compute);
 
@@ -89,7 +113,7 @@ public:
     // Ends the launch with a message, from the thread that runs.
     [[noreturn]] void stop(Failure kind, std::string message, std::uintptr_t address = 0);
     bool in_kernel() const { return self != nullptr && !in_runtime_; }
-    bool holds(std::uintptr_t address) const { return address - stacks_ < most_threads * stack_bytes; }
+    bool holds(std::uintptr_t address) const { return address - stacks_ < most_threads * stack_stride; }
 
     bool in_collective() const { return in_collective_; }  // works on the deposits, which are no kernel's memory
 
@@ -104,26 +128,29 @@ private:
     void prepare_shared();
     void report_trap();
     void abandon();
-    Fiber* take_fiber();
-    [[noreturn]] void resume(Fiber* fiber);
+    Fiber* make_fiber();
     static void fiber_main();
     [[noreturn]] void serve();
-    void begin(Thread& thread, int index) const;
+    bool begin_thread();
+    void begin(Fiber& fiber, int index) const;
     void wait();
-    [[noreturn]] void go_on();
+    Context& enter(Fiber* fiber);
+    Context& unused();
+    Context& next();
+    [[noreturn]] void go_home();
     void draw_order();
     void draw_ready();
     bool begins_thread();
     std::uint64_t random();
 
     Launch* launch_ = nullptr;
-    jmp_buf home_;
+    Context home_;  // of `run_block`
     uint3 block_index_{};
     int threads_ = 0, next_thread_ = 0, finished_ = 0;
     Fiber* running_ = nullptr;
     std::uintptr_t stacks_ = 0;  // one range for all stacks, begun at most once
     std::vector<Fiber*> all_, free_, at_barrier_;
-    std::deque<Fiber*> ready_;
+    Queue ready_;
     std::vector<Warp> warps_;
     std::vector<int> order_;
     std::uint64_t random_ = 0;
@@ -136,7 +163,7 @@ private:
     int trap_write_ = 0;
 };
 
-extern thread_local Worker* current_worker;  // while this operating-system thread works on a launch
+extern __thread Worker* current_worker;  // while this operating-system thread works on a launch
 std::string name_of(const uint3& thread, const uint3& block);
 
 // traps.cpp

@@ -29,20 +29,73 @@ namespace cpu {
 
 constexpr int STEP = CPU_MMA_STEP, FRACTION_BITS = CPU_MMA_FRACTION_BITS;
 constexpr int ZERO_EXPONENT = -10000;     // below every sum of real exponents
-constexpr int SPECIAL_EXPONENT = 30000;   // Inf and NaN: above every real exponent, also when times zero
+constexpr int SPECIAL_EXPONENT = 15000;   // Inf and NaN: above every real exponent, also when times zero
 
+// n elements that are computed with together, as GCC and Clang have them: arithmetic, comparisons (0 or -1) and ?: mean
+// every element's own.
+template <class E, int n> struct PackOf { typedef E type __attribute__((vector_size(sizeof(E) * n))); };
+template <class E, int n> using Pack = typename PackOf<E, n>::type;
+
+template <class P, class E> inline P load(const E* from) {
+    P pack;
+    std::memcpy(&pack, from, sizeof pack);
+    return pack;
+}
+template <class P, class E> inline void store(E* to, const P& pack) { std::memcpy(to, &pack, sizeof pack); }
+template <class P, class E> inline P all(E value) { return value - P{}; }
+template <class P> inline bool any(const P& found) {
+#ifdef __AVX512F__
+    if constexpr (sizeof(P) == 64) return _mm512_test_epi32_mask((__m512i)found, (__m512i)found) != 0;
+#endif
+    std::uint64_t words[sizeof(P) / 8], one = 0;
+    std::memcpy(words, &found, sizeof found);
+    for (const std::uint64_t word : words) one |= word;
+    return one != 0;
+}
+
+// a b + c with one rounding. By name where the processor has it: compilers take the loop for many single ones.
+template <class P> inline P fused(const P& a, const P& b, const P& c) {
+    constexpr bool single = sizeof(a[0]) == 4;
+#ifdef __FMA__
+#ifdef __AVX512F__
+    if constexpr (sizeof(P) == 64 && single) return (P)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else if constexpr (sizeof(P) == 64) return (P)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+    if constexpr (sizeof(P) == 32 && single) return (P)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else if constexpr (sizeof(P) == 32) return (P)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+    P sum;
+    for (unsigned i = 0; i < sizeof(P) / sizeof(a[0]); ++i) sum[i] = std::fma(a[i], b[i], c[i]);
+    return sum;
+}
+// a b + c where that is exact.
+template <class P> inline P exact(const P& a, const P& b, const P& c) {
+#ifdef __FMA__
+    return fused(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+// 24 significant bits of what float32's range holds, toward zero.
+template <int n> inline Pack<float, n> truncated(const Pack<double, n>& x) {
+    using Bits = Pack<std::int64_t, n>;
+    return __builtin_convertvector((Pack<double, n>)((Bits)x & ~std::int64_t{0x1fffffff}), Pack<float, n>);
+}
+
+// Widens the low halves of n words.
 template <class T> struct Operand;
 template <> struct Operand<__nv_bfloat16> {
-    static constexpr int smallest_exponent = -126;
-    static float widen(std::uint32_t bits) { return __uint_as_float(bits << 16); }
+    static constexpr int fraction_bits = 7, exponent_offset = 127, smallest_exponent = -126;
+    template <int n> static Pack<float, n> widen(const Pack<std::uint32_t, n>& bits) { return (Pack<float, n>)(bits << 16); }
 };
 template <> struct Operand<__half> {
-    static constexpr int smallest_exponent = -14;
-    static float widen(std::uint32_t bits) {  // in operations that the compiler vectorises, without a half type
-        const std::uint32_t magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
-        const float finite = __uint_as_float(magnitude << 13) * 0x1p112f;  // exact, also for subnormals
-        const std::uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
-        return __uint_as_float((magnitude < 0x7c00u ? __float_as_uint(finite) : special) | sign);
+    static constexpr int fraction_bits = 10, exponent_offset = 15, smallest_exponent = -14;
+    template <int n> static Pack<float, n> widen(const Pack<std::uint32_t, n>& bits) {
+        using Words = Pack<std::uint32_t, n>;
+        const Words magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
+        const Words finite = (Words)((Pack<float, n>)(magnitude << 13) * 0x1p112f);  // exact, also for subnormals
+        const Words special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+        return (Pack<float, n>)((magnitude < 0x7c00u ? finite : special) | sign);
     }
 };
 
@@ -116,108 +169,264 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
     return sum < 0 ? -result : result;
 }
 
-// One row of A against `columns` columns of B. b and b_exponent are [16][columns]; c is updated in place.
-template <int columns>
-inline void step_row(float* __restrict c, const float* __restrict a, const int* __restrict a_exponent,
-                     const float* __restrict b, const int* __restrict b_exponent, int smallest) {
-    int largest[columns];
-    for (int n = 0; n < columns; ++n) largest[n] = exponent_of(c[n], -126);
-    for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < columns; ++n) {
-            const int e = a_exponent[k] + b_exponent[k * columns + n];
-            largest[n] = largest[n] < e ? e : largest[n];
+// One side of a step: `lines` rows of A or columns of B.
+template <int lines> struct Side {
+    static constexpr int group = lines < 16 ? lines : 16;  // that are computed with together
+    alignas(64) float value[16][lines];
+    alignas(64) double wide[16][lines];                // the same
+    alignas(64) std::int16_t exponent[8][lines][2];    // of k = 2 i and 2 i + 1, as stored; of a zero ZERO_EXPONENT
+    // Of the line's elements other than zero: the largest exponent, and one of which every element is a multiple. Of
+    // zeros alone ZERO_EXPONENT and its opposite.
+    alignas(64) std::int32_t largest[lines], lowest[lines];
+};
+
+// Unpacks pairs of elements that follow one another along k.
+template <class T, int lines> inline void unpack(Side<lines>& to, const std::uint32_t (&pairs)[8][lines]) {
+    constexpr int n = Side<lines>::group;
+    using Words = Pack<std::uint32_t, n>;
+    for (int i = 0; i < 8; ++i)
+        for (int l = 0; l < lines; l += n) {
+            const Words both = load<Words>(&pairs[i][l]);
+            store(&to.value[2 * i][l], Operand<T>::template widen<n>(both & 0xffffu));
+            store(&to.value[2 * i + 1][l], Operand<T>::template widen<n>(both >> 16));
         }
-    // Inside this range no intermediate of the vector form rounds, overflows or underflows: products that float32
-    // cannot hold lie below the unit 2^(E - 25) and vanish.
-    int ordinary = 1;
-    for (int n = 0; n < columns; ++n)
-        ordinary &= (largest[n] >= -90) & (largest[n] <= 100) | (largest[n] < ZERO_EXPONENT / 2);
-    if (!ordinary) {
-        for (int n = 0; n < columns; ++n) c[n] = step(c[n], a, b + n, columns, smallest);
-        return;
-    }
-    // |product| < 4 * 2^25 units; 8 of them and c stay below 2^31.
-    float units[columns];
-    std::int32_t low[columns], high[columns];
-    for (int n = 0; n < columns; ++n) {
-        largest[n] = largest[n] < -90 ? -90 : largest[n];
-        units[n] = __uint_as_float(static_cast<std::uint32_t>(127 + 25 - largest[n]) << 23);
-        low[n] = static_cast<std::int32_t>(c[n] * units[n]);
-        high[n] = 0;
-    }
-    for (int k = 0; k < 8; ++k)
-        for (int n = 0; n < columns; ++n) {
-            low[n] += static_cast<std::int32_t>(a[k] * b[k * columns + n] * units[n]);
-            high[n] += static_cast<std::int32_t>(a[k + 8] * b[(k + 8) * columns + n] * units[n]);
-        }
-    for (int n = 0; n < columns; ++n) {
-        const double sum = static_cast<double>(low[n]) + static_cast<double>(high[n]);
-        std::uint64_t bits;
-        std::memcpy(&bits, &sum, 8);
-        bits &= ~std::uint64_t{0x1fffffff};  // 24 significant bits
-        double truncated;
-        std::memcpy(&truncated, &bits, 8);
-        const std::uint64_t unit_bits = static_cast<std::uint64_t>(1023 + largest[n] - 25) << 52;
-        double unit;
-        std::memcpy(&unit, &unit_bits, 8);
-        c[n] = static_cast<float>(truncated * unit);
-    }
 }
 
-// The warp-wide operation behind mma_step: gathers the fragments of 32 lanes, computes, scatters the result.
-// A register holds two neighbours (k of the operands, columns of d), so both move together.
-template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
-    constexpr int rows = 16 * MT, columns = 8 * NT;
-    alignas(64) std::uint32_t a_pairs[rows][8], b_pairs[8][columns];
-    alignas(64) float a[rows][16], b[16][columns], d[rows][columns];
-    for (int lane = 0; lane < 32; ++lane) {
-        const auto& tile = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < MT; ++i)
-            for (int r = 0; r < 4; ++r) a_pairs[16 * i + g + 8 * (r & 1)][t + 4 * (r >> 1)] = tile.a[i][r];
-        for (int j = 0; j < NT; ++j)
-            for (int r = 0; r < 2; ++r) b_pairs[t + 4 * r][8 * j + g] = tile.b[j][r];
-        for (int i = 0; i < MT; ++i)
-            for (int j = 0; j < NT; ++j)
-                for (int half = 0; half < 2; ++half)
-                    std::memcpy(&d[16 * i + g + 8 * half][8 * j + 2 * t], &tile.d[i][j][2 * half], 8);
+// The rest of a side, from the same pairs.
+template <class T, int lines> inline void measure(Side<lines>& to, const std::uint32_t (&pairs)[8][lines]) {
+    constexpr int n = Side<lines>::group;
+    using Halves = Pack<std::int16_t, 2 * n>;
+    using Words = Pack<std::int32_t, n>;
+    constexpr std::int16_t infinity = 0x7fff >> Operand<T>::fraction_bits << Operand<T>::fraction_bits;
+    const auto low = [](const Halves& x) { return (Words)x << 16 >> 16; };
+    const auto high = [](const Halves& x) { return (Words)x >> 16; };
+    for (int l = 0; l < lines; l += n) {
+        Halves largest = all<Halves>(std::int16_t{ZERO_EXPONENT}), least = -largest;
+        Halves fractions = all<Halves>(static_cast<std::int16_t>(1 << Operand<T>::fraction_bits));
+        for (int i = 0; i < 8; ++i) {
+            const Halves x = load<Halves>(&pairs[i][l]), magnitude = x & std::int16_t{0x7fff};
+            Halves e = (magnitude >> Operand<T>::fraction_bits) - std::int16_t{Operand<T>::exponent_offset};
+            const Halves smallest = all<Halves>(std::int16_t{Operand<T>::smallest_exponent});
+            e = e < smallest ? smallest : e;
+            e = magnitude >= infinity ? all<Halves>(std::int16_t{SPECIAL_EXPONENT}) : e;
+            const Halves stored = magnitude == 0 ? all<Halves>(std::int16_t{ZERO_EXPONENT}) : e;
+            const Halves nonzero = magnitude == 0 ? all<Halves>(std::int16_t{-ZERO_EXPONENT}) : e;
+            store(&to.exponent[i][l], stored);
+            largest = largest < stored ? stored : largest;
+            least = nonzero < least ? nonzero : least;
+            fractions |= x;
+        }
+        store(&to.largest[l], low(largest) < high(largest) ? high(largest) : low(largest));
+        // The place of the lowest bit that any fraction has, from the exponent of that bit as a float.
+        const Words fraction = low(fractions) | high(fractions), bit = fraction & -fraction;
+        const Words place = ((Words)__builtin_convertvector(bit, Pack<float, n>) >> 23) - 127;
+        const Words lowest = low(least) < high(least) ? low(least) : high(least);
+        store(&to.lowest[l], lowest - Operand<T>::fraction_bits + place);
     }
-    for (int m = 0; m < rows; ++m)
-        for (int pair = 0; pair < 8; ++pair) {
-            a[m][2 * pair] = Operand<T>::widen(a_pairs[m][pair] & 0xffffu);
-            a[m][2 * pair + 1] = Operand<T>::widen(a_pairs[m][pair] >> 16);
+    for (int k = 0; k < 16; ++k)
+        for (int l = 0; l < lines; ++l) to.wide[k][l] = to.value[k][l];
+}
+
+// Row m of A against the columns of B from n0 on, where nothing is cut off before the sum, which double then holds
+// exactly in any order. False, and nothing done, where something may be.
+template <int rows, int columns> inline bool whole_step(float* c, const Side<rows>& a, int m, const Side<columns>& b, int n0) {
+    constexpr int n = Side<columns>::group, half = n / 2;
+    using Words = Pack<std::int32_t, n>;
+    using Floats = Pack<float, n>;
+    using Doubles = Pack<double, half>;
+    // The larger of c's exponent and of the largest product's, or more: a row's and a column's largest need not meet.
+    // With 2^-115 as the least unit and 2^75 as the largest nothing below leaves float32's normal range.
+    const Floats before = load<Floats>(c);
+    const Words exponent = ((Words)before >> 23 & 0xff) - 127;
+    Words largest = load<Words>(&b.largest[n0]) + a.largest[m];
+    largest = largest < exponent ? exponent : largest;
+    largest = largest < -90 ? all<Words>(std::int32_t{-90}) : largest;
+    const Words unit = largest - 25;
+    if (any((largest > 100) | (load<Words>(&b.lowest[n0]) + a.lowest[m] < unit))) return false;
+    const Floats units = (Floats)((127 + unit) << 23), inverse = (Floats)((127 - unit) << 23);
+    const Words kept = __builtin_convertvector(before * inverse, Words);
+    if (any(__builtin_convertvector(kept, Floats) * units != before)) return false;
+
+    Doubles sum[2];
+    for (int h = 0; h < 2; ++h)
+        sum[h] = 0.0 + __builtin_convertvector(load<Pack<float, half>>(c + h * half), Doubles);  // never -0
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k)
+        for (int h = 0; h < 2; ++h)
+            sum[h] = exact(all<Doubles>(a.wide[k][m]), load<Doubles>(&b.wide[k][n0 + h * half]), sum[h]);
+    for (int h = 0; h < 2; ++h) store(c + h * half, truncated<half>(sum[h]));
+    return true;
+}
+
+// The same for all numbers.
+template <int rows, int columns>
+inline void any_step(float* c, const Side<rows>& a, int m, const Side<columns>& b, int n0, int smallest) {
+    constexpr int n = Side<columns>::group, half = n / 2;
+    using Halves = Pack<std::int16_t, 2 * n>;
+    using Words = Pack<std::int32_t, n>;
+    using Floats = Pack<float, n>;
+    const auto zero = [](const Words& exponent) { return exponent < ZERO_EXPONENT / 2; };
+    Halves product = all<Halves>(std::int16_t{2 * ZERO_EXPONENT});
+    for (int i = 0; i < 8; ++i) {
+        std::int32_t pair;
+        std::memcpy(&pair, a.exponent[i][m], 4);
+        const Halves e = (Halves)all<Words>(pair) + load<Halves>(&b.exponent[i][n0]);
+        product = product < e ? e : product;
+    }
+    const Words even = (Words)product << 16 >> 16, odd = (Words)product >> 16;
+    Words largest = even < odd ? odd : even;
+    const Floats before = load<Floats>(c);
+    const Words magnitude = (Words)before & 0x7fffffff;
+    Words exponent = (magnitude >> 23) - 127;
+    exponent = exponent < -126 ? all<Words>(std::int32_t{-126}) : exponent;
+    exponent = magnitude == 0 ? all<Words>(std::int32_t{ZERO_EXPONENT}) : exponent;
+    largest = largest < exponent ? exponent : largest;
+    // Inside this range no intermediate of the vector form rounds, overflows or underflows: products that float32
+    // cannot hold lie below the unit 2^(E - 25) and vanish.
+    if (any((largest > 100) | ((largest < -90) & ~zero(largest)))) {
+        float row[16];
+        for (int k = 0; k < 16; ++k) row[k] = a.value[k][m];
+        for (int i = 0; i < n; ++i) c[i] = step(c[i], row, &b.value[0][n0 + i], columns, smallest);
+        return;
+    }
+    largest = largest < -90 ? all<Words>(std::int32_t{-90}) : largest;
+    const Floats units = (Floats)((127 - 25 + largest) << 23), inverse = (Floats)((127 + 25 - largest) << 23);
+    // |product| < 4 * 2^25 units; 8 of them and c stay below 2^31.
+    Words sums[2] = {__builtin_convertvector(before * inverse, Words), Words{}};
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+        const Floats product = all<Floats>(a.value[k][m]) * load<Floats>(&b.value[k][n0]);
+        sums[k / 8] += __builtin_convertvector(product * inverse, Words);
+    }
+    Pack<float, half> result[2];
+    for (int h = 0; h < 2; ++h) {
+        Pack<double, half> sum{};
+        for (int part = 0; part < 2; ++part) {
+            Pack<std::int32_t, half> halves[2];
+            std::memcpy(halves, &sums[part], sizeof halves);
+            sum += __builtin_convertvector(halves[h], Pack<double, half>);
         }
-    for (int pair = 0; pair < 8; ++pair)
-        for (int n = 0; n < columns; ++n) {
-            b[2 * pair][n] = Operand<T>::widen(b_pairs[pair][n] & 0xffffu);
-            b[2 * pair + 1][n] = Operand<T>::widen(b_pairs[pair][n] >> 16);
+        result[h] = truncated<half>(sum);
+    }
+    store(c, load<Floats>(&result[0]) * units);
+}
+
+// Elements of x, then of y, by their numbers; Index is a vector of as many integers of their size.
+#ifdef __clang__
+#define CPU_CHOICE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define CPU_CHOICE(x, y, ...) __builtin_shuffle(x, y, Index{__VA_ARGS__})
+#endif
+
+// Fragments of d and rows of it: lanes 2 i and 2 i + 1 of a group of four hold columns 4 i .. 4 i + 3 of rows g and g + 8
+// of each of n tiles, two columns of a row at a time. The same exchange leads back.
+template <int n> inline void exchange_rows(Pack<float, 4 * n>& first, Pack<float, 4 * n>& second) {
+    using Pairs = Pack<double, 2 * n>;  // copied, not computed with
+    using Index = Pack<std::int64_t, 2 * n>;
+    static_assert(n == 1 || n == 2 || n == 4);
+    const Pairs x = (Pairs)first, y = (Pairs)second;
+    Pairs even, odd;
+    if constexpr (n == 4) {
+        even = CPU_CHOICE(x, y, 0, 8, 2, 10, 4, 12, 6, 14);
+        odd = CPU_CHOICE(x, y, 1, 9, 3, 11, 5, 13, 7, 15);
+    } else if constexpr (n == 2) {
+        even = CPU_CHOICE(x, y, 0, 4, 2, 6);
+        odd = CPU_CHOICE(x, y, 1, 5, 3, 7);
+    } else {
+        even = CPU_CHOICE(x, y, 0, 2);
+        odd = CPU_CHOICE(x, y, 1, 3);
+    }
+    first = (Pack<float, 4 * n>)even;
+    second = (Pack<float, 4 * n>)odd;
+}
+
+// Four words of each of four lanes, as four lanes' words.
+inline void transpose(Pack<std::uint32_t, 4> (&words)[4]) {
+    using Index = Pack<std::int32_t, 4>;
+    const auto low = [](const auto& x, const auto& y) { return CPU_CHOICE(x, y, 0, 4, 1, 5); };
+    const auto high = [](const auto& x, const auto& y) { return CPU_CHOICE(x, y, 2, 6, 3, 7); };
+    const auto a = low(words[0], words[2]), b = low(words[1], words[3]);
+    const auto c = high(words[0], words[2]), d = high(words[1], words[3]);
+    words[0] = low(a, b);
+    words[1] = high(a, b);
+    words[2] = low(c, d);
+    words[3] = high(c, d);
+}
+
+// The warp-wide operation behind mma_step: gathers the fragments of 32 lanes, computes, scatters the result. Inside,
+// columns are in an order of their own: [half of a tile][tile][4]
+template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
+    constexpr int rows = 16 * MT, columns = 8 * NT, together = NT % 4 == 0 ? 4 : NT % 2 == 0 ? 2 : 1;
+    using Tiles = Pack<float, 4 * together>;
+    using Four = Pack<std::uint32_t, 4>;
+    alignas(64) std::uint32_t a_pairs[8][rows], b_pairs[8][columns];
+    alignas(64) float d[rows][columns];
+    for (int g = 0; g < 8; g += 4)
+        for (int t = 0; t < 4; ++t) {
+            const Fragments<T, MT, NT>* tile[4];
+            for (int i = 0; i < 4; ++i) tile[i] = static_cast<const Fragments<T, MT, NT>*>(deposits[4 * (g + i) + t]);
+            Four words[4];
+            for (int i = 0; i < MT; ++i) {
+                for (int l = 0; l < 4; ++l) words[l] = load<Four>(tile[l]->a[i]);
+                transpose(words);
+                for (int r = 0; r < 4; ++r) store(&a_pairs[t + 4 * (r >> 1)][16 * i + g + 8 * (r & 1)], words[r]);
+            }
+            for (int j = 0; j + 2 <= NT; j += 2) {
+                for (int l = 0; l < 4; ++l) words[l] = load<Four>(tile[l]->b[j]);
+                transpose(words);
+                for (int r = 0; r < 4; ++r) store(&b_pairs[t + 4 * (r & 1)][g * NT + 4 * (j + r / 2)], words[r]);
+            }
+            if (NT % 2 != 0)
+                for (int l = 0; l < 4; ++l)
+                    for (int r = 0; r < 2; ++r) b_pairs[t + 4 * r][g * NT + 4 * (NT - 1) + l] = tile[l]->b[NT - 1][r];
         }
+    const auto exchange = [&](bool back) {
+        for (int lane = 0; lane < 32; lane += 2) {
+            const auto& even = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
+            const auto& odd = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane + 1]);
+            const int g = lane / 4, half = lane % 4 / 2;
+            for (int i = 0; i < MT; ++i)
+                for (int j = 0; j < NT; j += together) {
+                    float* row = &d[16 * i + g][half * 4 * NT + 4 * j];
+                    float* below = row + 8 * columns;
+                    Tiles first = load<Tiles>(back ? row : even.d[i][j]), second = load<Tiles>(back ? below : odd.d[i][j]);
+                    exchange_rows<together>(first, second);
+                    store(back ? even.d[i][j] : row, first);
+                    store(back ? odd.d[i][j] : below, second);
+                }
+        }
+    };
+    exchange(false);
+    Side<rows> a;
+    Side<columns> b;
+    unpack<T>(a, a_pairs);
+    unpack<T>(b, b_pairs);
 #ifdef CPU_FLOAT32_MMA
+    constexpr int n = Side<columns>::group;
+    using Floats = Pack<float, n>;
     for (int m = 0; m < rows; ++m)
-        for (int k = 0; k < 16; ++k)
-            for (int n = 0; n < columns; ++n) d[m][n] = std::fma(a[m][k], b[k][n], d[m][n]);
+        for (int n0 = 0; n0 < columns; n0 += n) {
+            Floats sum = load<Floats>(&d[m][n0]);
+#pragma GCC unroll 16
+            for (int k = 0; k < 16; ++k) sum = fused(all<Floats>(a.value[k][m]), load<Floats>(&b.value[k][n0]), sum);
+            store(&d[m][n0], sum);
+        }
 #elif defined(CPU_MMA_OTHER_UNIT)
-    for (int m = 0; m < rows; ++m)
+    for (int m = 0; m < rows; ++m) {
+        float row[16];
+        for (int k = 0; k < 16; ++k) row[k] = a.value[k][m];
         for (int n = 0; n < columns; ++n)
             for (int k = 0; k < 16; k += STEP)
-                d[m][n] = step(d[m][n], a[m] + k, &b[k][n], columns, Operand<T>::smallest_exponent);
-#else
-    constexpr int smallest = Operand<T>::smallest_exponent;
-    alignas(64) int a_exponent[rows][16], b_exponent[16][columns];
-    for (int m = 0; m < rows; ++m)
-        for (int k = 0; k < 16; ++k) a_exponent[m][k] = exponent_of(a[m][k], smallest);
-    for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < columns; ++n) b_exponent[k][n] = exponent_of(b[k][n], smallest);
-    for (int m = 0; m < rows; ++m) step_row<columns>(d[m], a[m], a_exponent[m], b[0], b_exponent[0], smallest);
-#endif
-    for (int lane = 0; lane < 32; ++lane) {
-        const auto& tile = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < MT; ++i)
-            for (int j = 0; j < NT; ++j)
-                for (int half = 0; half < 2; ++half)
-                    std::memcpy(&tile.d[i][j][2 * half], &d[16 * i + g + 8 * half][8 * j + 2 * t], 8);
+                d[m][n] = step(d[m][n], row + k, &b.value[k][n], columns, Operand<T>::smallest_exponent);
     }
+#else
+    measure<T>(a, a_pairs);
+    measure<T>(b, b_pairs);
+    for (int m = 0; m < rows; ++m)
+        for (int n = 0; n < columns; n += Side<columns>::group)
+            if (!whole_step(d[m] + n, a, m, b, n)) any_step(d[m] + n, a, m, b, n, Operand<T>::smallest_exponent);
+#endif
+    exchange(true);
 }
 
 }  // namespace cpu

@@ -86,6 +86,12 @@ def missing() -> str | None:
     return None
 
 
+@cache
+def _loop_flags() -> tuple[str, ...]:
+    """GCC's: without it loops over a thread's few elements are unrolled too early to become vector instructions."""
+    return () if "clang" in compiler_version() else ("-fdisable-tree-cunrolli",)
+
+
 def _include() -> tuple[str, ...]:
     return ("-I", str(headers()), "-I", str(headers() / "cccl"))
 
@@ -117,7 +123,7 @@ def _runtime(folder: str) -> ctypes.CDLL:
     host = Path(folder) / "host"
     include = ["-I", folder, "-I", str(host), *_include()]
     command = [compiler(), *FLAGS, "-pthread", *include, *(str(host / name) for name in _RUNTIME), "-lrt"]
-    text = "\0".join((host / name).read_text() for name in ("cuda_on_cpu.h", "runtime.h", *_RUNTIME))
+    text = "\0".join((host / name).read_text() for name in ("context.h", "cuda_on_cpu.h", "runtime.h", *_RUNTIME))
     path = compiled(
         "host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp")
     )
@@ -154,7 +160,7 @@ def _system_headers(folder: Path, flags: list[str]) -> list[str]:
     if "clang" in compiler_version():
         return []
     lines = (folder / "host" / "cuda_on_cpu.h").read_text().splitlines(keepends=True)
-    text = "".join(line for line in lines if line.startswith("#include <"))
+    text = "".join(line for line in lines if line.startswith(("#include <", "#ifdef __AVX__", "#endif  // __AVX__")))
     key = (text, *flags, *_tool_key())
     header = compiled("host", ".h", key, lambda out: out.write_text(text))
     command = [compiler(), *(flag for flag in flags if flag != "-shared"), *_include(), "-x", "c++-header", str(header)]
@@ -201,7 +207,7 @@ def compile_library(
     digest = sources.digest(*texts)
     if optimised is None:
         optimised = digest == shipped().digest(*texts)
-    flags = list(FLAGS if optimised else QUICK_FLAGS)
+    flags = [*FLAGS, *_loop_flags()] if optimised else list(QUICK_FLAGS)
     if checked:
         flags = [*CHECKED_FLAGS, *_local_poison()]
 

@@ -29,7 +29,7 @@
 using Bytes = const std::uint8_t*;
 constexpr int FEW_BLOCKS = 4;  // at once on one multiprocessor: how many registers a thread may have
 
-extern "C" __device__ const unsigned attention_few64_bf16_shared = sizeof(FewShared<64>);
+extern "C" __device__ const unsigned attention_few64_bf16_shared = sizeof(FewShared<64, Plain<__nv_bfloat16>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,
                          Bytes, Bytes, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__nv_bfloat16>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_bf16_shared = sizeof(FewShared<128>);
+extern "C" __device__ const unsigned attention_few128_bf16_shared = sizeof(FewShared<128, Plain<__nv_bfloat16>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,
                           Bytes, Bytes, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__nv_bfloat16>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_fp16_shared = sizeof(FewShared<64>);
+extern "C" __device__ const unsigned attention_few64_fp16_shared = sizeof(FewShared<64, Plain<__half>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_fp16(__half* y, const __half* q, const __half* k, const __half* v, Bytes, Bytes, const int* table,
                          const int* lengths, const float* sinks, int T, int H, int Hkv, int D, int q_stride, int page,
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__half>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_fp16_shared = sizeof(FewShared<128>);
+extern "C" __device__ const unsigned attention_few128_fp16_shared = sizeof(FewShared<128, Plain<__half>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_fp16(__half* y, const __half* q, const __half* k, const __half* v, Bytes, Bytes,
                           const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv, int D,
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__half>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_mxfp4_bf16_shared = sizeof(FewShared<64>);
+extern "C" __device__ const unsigned attention_few64_mxfp4_bf16_shared = sizeof(FewShared<64, Packed<__nv_bfloat16>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_mxfp4_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, Bytes k, Bytes v, Bytes k_scales,
                                Bytes v_scales, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__nv_bfloat16>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_mxfp4_bf16_shared = sizeof(FewShared<128>);
+extern "C" __device__ const unsigned attention_few128_mxfp4_bf16_shared = sizeof(FewShared<128, Packed<__nv_bfloat16>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_mxfp4_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, Bytes k, Bytes v, Bytes k_scales,
                                 Bytes v_scales, const int* table, const int* lengths, const float* sinks, int T,
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__nv_bfloat16>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_mxfp4_fp16_shared = sizeof(FewShared<64>);
+extern "C" __device__ const unsigned attention_few64_mxfp4_fp16_shared = sizeof(FewShared<64, Packed<__half>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_mxfp4_fp16(__half* y, const __half* q, Bytes k, Bytes v, Bytes k_scales, Bytes v_scales,
                                const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv, int D,
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__half>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_mxfp4_fp16_shared = sizeof(FewShared<128>);
+extern "C" __device__ const unsigned attention_few128_mxfp4_fp16_shared = sizeof(FewShared<128, Packed<__half>>);
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_mxfp4_fp16(__half* y, const __half* q, Bytes k, Bytes v, Bytes k_scales, Bytes v_scales,
                                 const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv,

@@ -22,9 +22,9 @@ inline unsigned char* host_arena() {
 }
 #endif
 
-// Two chunks: one in use, the next under way.
-template <int DMAX> struct Chunks {
-    alignas(16) std::uint32_t keys[2][CHUNK][pitch(DMAX)], values[2][CHUNK][pitch(DMAX)];
+// Chunks in use; of two one is under way.
+template <int DMAX, int STAGES = 2> struct Chunks {
+    alignas(16) std::uint32_t keys[STAGES][CHUNK][pitch(DMAX)], values[STAGES][CHUNK][pitch(DMAX)];
 };
 
 // Shared memory that the launch brings; on the CPU one block of it for all kernels of a file.

@@ -18,8 +18,12 @@ struct Parts {
     }
 };
 
-template <int DMAX> struct FewShared {
-    Chunks<DMAX> chunks;
+// Codes on their way lie in registers; what they leave of shared memory lets more blocks run at once.
+template <class Cache> constexpr int STAGES = 2;
+template <class T> constexpr int STAGES<Packed<T>> = 1;
+
+template <int DMAX, class Cache> struct FewShared {
+    Chunks<DMAX, STAGES<Cache>> chunks;
     std::uint32_t weights[ROWS][P_PITCH];
     float top_of[WARPS][ROWS], sum_of[WARPS][ROWS];
 };
@@ -57,7 +61,11 @@ template <int DMAX, class T, class Cache>
 __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T* __restrict__ q, const Cache& k,
                                   const Cache& v, const CacheRows& rows, const Problem& problem, int splits) {
     constexpr int COLUMNS = DMAX / 8 / WARPS;  // groups of 8 columns a warp owns
-    auto& [chunks, weights, top_of, sum_of] = brought<FewShared<DMAX>>();
+    auto& shared = brought<FewShared<DMAX, Cache>>();
+    auto& chunks = shared.chunks;
+    auto& weights = shared.weights;
+    auto& top_of = shared.top_of;
+    auto& sum_of = shared.sum_of;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, D = problem.D;
     const int split = blockIdx.x % splits;
     const Tile tile = tile_at(problem, rows, blockIdx.z, blockIdx.y, blockIdx.x / splits * ROWS);
@@ -78,32 +86,30 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         state[half] = start_state(problem, tile, r);
     }
     Stage<DMAX, Cache> next_keys{k, rows, tile}, next_values{v, rows, tile};
+    const auto bring = [&](int chunk) {  // what was fetched, and the next is
+        next_keys.put(chunks.keys[(chunk - from) % STAGES<Cache>]);
+        next_values.put(chunks.values[(chunk - from) % STAGES<Cache>]);
+        commit_async();
+        if (chunk + 1 >= to) return;
+        next_keys.fetch(chunk + 1);
+        next_values.fetch(chunk + 1);
+    };
     if (from < to) {
         next_keys.fetch(from);
         next_values.fetch(from);
-        next_keys.put(chunks.keys[0]);
-        next_values.put(chunks.values[0]);
-        commit_async();
-        if (from + 1 < to) {
-            next_keys.fetch(from + 1);
-            next_values.fetch(from + 1);
-        }
+        if (STAGES<Cache> > 1) bring(from);
     }
     for (int chunk = from; chunk < to; ++chunk) {
-        const int now = (chunk - from) % 2;
+        const int now = (chunk - from) % STAGES<Cache>;
         const auto& keys = chunks.keys[now];
         const auto& values = chunks.values[now];
+        if (STAGES<Cache> == 1) {
+            __syncthreads();  // the chunk before has been used
+            bring(chunk);
+        }
         wait_async<0>();
         __syncthreads();  // the chunk is there, the one before has been used
-        if (chunk + 1 < to) {
-            next_keys.put(chunks.keys[1 - now]);
-            next_values.put(chunks.values[1 - now]);
-            commit_async();
-            if (chunk + 2 < to) {
-                next_keys.fetch(chunk + 2);
-                next_values.fetch(chunk + 2);
-            }
-        }
+        if (STAGES<Cache> > 1 && chunk + 1 < to) bring(chunk + 1);
         float s[1][2][4] = {};
 #pragma unroll
         for (int step = 0; step < DMAX / MMA_K; ++step) {

@@ -71,3 +71,8 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
     B, T, H, Hkv = shape
     cache = functional.kv_cache(B, Hkv, positions, 32, device=cpu)
     assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window) == expected
+
+
+def test_codes_are_split_over_twice_as_many_blocks():
+    cache = functional.kv_cache(16, 8, 8192, 32, "mxfp4", device=host.open_device())
+    assert schedule(torch.empty(16, 1, 32, 32, dtype=torch.bfloat16), cache, None) == Schedule("few", 1, 4, 128)

@@ -50,7 +50,8 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None) -> Schedule:
     tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)
     if window is not None:
         chunks = min(chunks, (window + T) // CHUNK + 2)  # begun and ended anywhere
-    splits = min(chunks, SPLIT_BLOCKS // (B * cache.kv_heads * tiles))
+    blocks = SPLIT_BLOCKS * (2 if cache.k_scales is not None else 1)  # codes take longer to decode than to read
+    splits = min(chunks, blocks // (B * cache.kv_heads * tiles))
     return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
 
 

@@ -14,7 +14,7 @@ _PLACES = {
     "head-stride-of-another-layout": "heads 1 to 4",
     "grouped-output-never-written": "heads of its group from 1 on",
     "causal-mask-long-by-one": "tokens up to 3",
-    "unseen-value-times-zero": "position 67 alone",
+    "unseen-value-times-zero": "dimensions 5, 8",
 }
 
 FAULTS = tuple(
@@ -199,7 +199,7 @@ FAULTS = tuple(
             _FEW,
             _BARRIER.format("all weights are there"),
             "",
-            "bound",
+            "race",
         ),
         (
             "idle-warps-return",

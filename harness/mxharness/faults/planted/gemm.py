@@ -47,16 +47,16 @@ FAULTS = (
             change=KernelChange(file, old, new),
             op=op,
             detector="bound",
-            pattern=f"every element, the last K block ({block})",
+            pattern=pattern,
         )
-        for path, op, file, old, new, block in (
+        for path, op, file, old, new, pattern in (
             (
                 "few-rows",
                 "gemm",
                 "gemm_few.cuh",
                 "chunks = (K + chunk - 1) / chunk,",
                 "chunks = K / chunk,",
-                8,
+                "every element, the last K block (8)",
             ),
             (
                 "many-rows",
@@ -64,7 +64,7 @@ FAULTS = (
                 "gemm_tile.cuh",
                 "begin < K; begin += chunk",
                 "begin + chunk <= K; begin += chunk",
-                4,
+                "the last K block (4)",
             ),
             (
                 "warpgroups",
@@ -72,7 +72,7 @@ FAULTS = (
                 "gemm_wide.cuh",
                 "const int chunks = (K + WIDE_K - 1) / WIDE_K;",
                 "const int chunks = max(K / WIDE_K, 1);",
-                4,
+                "every element, the last K block (4)",
             ),
         )
     ),

@@ -27,8 +27,8 @@ FAULTS: tuple[Fault, ...] = (
         change=FunctionChange(
             "mxharness.functional.gemm",
             "multiply",
-            "{'small' if small else 'tile'}_{ACTIVATIONS[x.dtype]}",
-            "{'small' if small else 'tile'}_{ACTIVATIONS[torch.bfloat16]}",
+            "Problem(kind, ACTIVATIONS[x.dtype], N,",
+            "Problem(kind, ACTIVATIONS[torch.bfloat16], N,",
         ),
         op="gemm",
         detector="bound",

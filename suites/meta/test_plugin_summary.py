@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Literal
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import pytest
 from mxharness.changes import Change
 from mxharness.fuzz import FuzzRow
 from mxharness.plugin.against import Against
+from mxharness.plugin.session import _reason
 from mxharness.plugin.summary import Look, rows, sections
 from mxharness.record import Failure, OtherTests, RunRecord, Skip
 
@@ -174,3 +176,18 @@ def test_brackets_in_names_and_messages_are_no_markup() -> None:
     assert "[bold red]x[/] :smile: [/nothing]" in shown(run(hostile))["what is wrong"]
     against = compared(moved("new", "a.py::t[b] [red]"))
     assert "a.py::t[b] [red]" in shown(run(), against)["Moved from host/main"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("SystemError: no reason", "SystemError: no reason (inspect.py, line 7)"),
+        ("AssertionError: no\nmore", "AssertionError: no\nmore"),
+        ("assert 1 == 2", "assert 1 == 2"),
+        ("Failed: as told", "Failed: as told"),
+    ],
+)
+def test_what_is_no_failed_assertion_says_where_it_was_raised(message: str, said: str) -> None:
+    crash = SimpleNamespace(message=message, path="/some/where/inspect.py", lineno=7)
+    report = SimpleNamespace(longrepr=SimpleNamespace(reprcrash=crash))
+    assert _reason(cast("pytest.TestReport", report)) == said

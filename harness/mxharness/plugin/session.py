@@ -217,6 +217,10 @@ def _properties(report: pytest.TestReport, wanted: str) -> Iterator[dict[str, An
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """What a test failed with, without the traceback."""
+    """What a test failed with, without the traceback; of what is no failed assertion also where it was raised."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash else report.longreprtext).strip()
+    if crash is None:
+        return str(report.longreprtext).strip()
+    message = str(crash.message).strip()
+    asserted = message.startswith(("assert ", "AssertionError", "Failed: "))
+    return message if asserted else f"{message} ({Path(crash.path).name}, line {crash.lineno})"

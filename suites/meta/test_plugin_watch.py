@@ -135,7 +135,7 @@ def test_slow():
     print("captured")
     with counting("steps", 30) as advance:
         for _ in range(30):
-            time.sleep(0.05)
+            time.sleep(0.08)
             advance(1)
 """
 
@@ -143,7 +143,7 @@ def test_slow():
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["here", "in a worker"])
 def test_a_terminal_is_left_as_it_was(tmp_path: Path, workers: tuple[str, ...]) -> None:
     (tmp_path / "test_it.py").write_text(SLOW)
-    (tmp_path / "conftest.py").write_text("from mxharness.plugin import watch\nwatch.SHOWN_AFTER = 0.3\n")
+    (tmp_path / "conftest.py").write_text("from mxharness.plugin import watch\nwatch.SHOWN_AFTER = 1.0\n")
     ours, theirs = pty.openpty()
     start = (sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", tmp_path, "-p", "mxharness.plugin")
     options = ("--device", "host", "-p", "no:cacheprovider", *workers, tmp_path)

@@ -30,34 +30,6 @@ template <int MB, int TOKENS> struct WideShared {
     std::uint32_t token_rows[8][TOKENS / 8];           // where row 8 j + i of the tokens begins: [i][j], in pieces of 16 bytes
 };
 
-// Two 16-bit products of T, one rounding each, subnormals kept.
-#ifdef __CUDACC__
-__device__ inline std::uint32_t multiply_pair(std::uint32_t a, std::uint32_t b, __nv_bfloat16) {
-    std::uint32_t product;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-}
-__device__ inline std::uint32_t multiply_pair(std::uint32_t a, std::uint32_t b, __half) {
-    std::uint32_t product;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-}
-#else
-template <class T> inline std::uint32_t multiply_pair(std::uint32_t a, std::uint32_t b, T) {
-    std::uint32_t product = 0;
-    for (int shift = 0; shift < 32; shift += 16) {
-        const std::uint16_t each[2] = {static_cast<std::uint16_t>(a >> shift), static_cast<std::uint16_t>(b >> shift)};
-        T values[2], rounded;
-        std::memcpy(values, each, sizeof each);
-        narrow(&rounded, widen(values[0]) * widen(values[1]));
-        std::uint16_t bits;
-        std::memcpy(&bits, &rounded, 2);
-        product |= static_cast<std::uint32_t>(bits) << shift;
-    }
-    return product;
-}
-#endif
-
 // A code's sign and three other bits, put where T has its sign and its lowest exponent and highest mantissa bits, are
 // code / 2^14 (half) or code / 2^126 (bfloat16): codes 0 and 0.5 are subnormal there as they are in E2M1. A product with
 // `unit` makes them the code; every product here is exact or past the range, which is Inf.
@@ -86,7 +58,7 @@ __device__ inline std::uint32_t scale_pair_of(std::uint32_t byte) {
 // The same where the scale byte is 128 or more: rare, and one factor would not do.
 template <class T> __device__ inline std::uint32_t decode_large(std::uint32_t word, int t, std::uint32_t byte) {
     if constexpr (!Order<T>::scale_operand) return operand<T>(word >> 8 * t & 0xff, decode_scale(byte));
-    return multiply_pair(multiply_pair(placed<T>(nibbles_up(word, t)), Placed<T>::unit, T()), scale_pair_of(byte), T());
+    return multiply_pairs(multiply_pairs(placed<T>(nibbles_up(word, t)), Placed<T>::unit, T()), scale_pair_of(byte), T());
 }
 
 // A lane's operand for 32 k: two rows, two steps.
@@ -110,7 +82,7 @@ template <class T> struct Operand32 {
 #pragma unroll
         for (int e = 0; e < 8; ++e) value[e % 2][e / 2] = placed<T>(value[e % 2][e / 2]);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) a[e / 4][e % 4] = multiply_pair(value[e % 2][e / 2], factor[e % 2], T());
+        for (int e = 0; e < 8; ++e) a[e / 4][e % 4] = multiply_pairs(value[e % 2][e / 2], factor[e % 2], T());
         if ((byte[0] | byte[1]) >= 128) {
 #pragma unroll
             for (int e = 0; e < 8; ++e)

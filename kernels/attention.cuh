@@ -45,23 +45,6 @@ template <int DMAX> __device__ constexpr int columns_of(int) { return DMAX; }
 template <int DMAX> constexpr int columns_of(int D) { return D; }
 #endif
 
-// Whether it holds in any lane of the warp.
-#ifdef __CUDACC__
-__device__ inline bool any_lane(bool holds) { return __any_sync(0xffffffffu, holds); }
-#else
-namespace cpu {
-inline void any_warp(void* const* deposits) {
-    bool any = false;
-    for (int lane = 0; lane < 32; ++lane) any |= *static_cast<bool*>(deposits[lane]);
-    for (int lane = 0; lane < 32; ++lane) *static_cast<bool*>(deposits[lane]) = any;
-}
-}  // namespace cpu
-inline bool any_lane(bool holds) {
-    cpu::warp_collective(&holds, &cpu::any_warp);
-    return holds;
-}
-#endif
-
 struct Problem {
     const int* lengths;
     const float* sinks;

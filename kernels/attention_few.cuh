@@ -177,7 +177,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
             for (int r = 0; r < 4; ++r) broken = broken || !finite(part[c][r]);
-        if (any_lane(broken)) {
+        if (vote(broken) != 0) {
             outputs<DMAX, T, true>(part, weights, values, columns_of<DMAX>(D));
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,13 @@ def test_threads_do_not_leak_stacks(cpu):
         thread.start()
         thread.join()
     assert len(Path("/proc/self/maps").read_text().splitlines()) - before < 10 * 256
+
+
+def test_the_runtime_stands_before_no_other_library(cpu):
+    """In the global scope its inline functions of the C++ library would replace those of later extension modules."""
+    assert cpu.runtime.cpu_checked_launches() >= 0
+    with pytest.raises(AttributeError, match="undefined symbol"):
+        _ = ctypes.CDLL(None).cpu_checked_launches
 
 
 def test_grids_that_no_gpu_takes_are_refused(cpu):

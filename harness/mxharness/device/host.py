@@ -119,15 +119,24 @@ def _build(command: list[str], text: str, what: str) -> None:
 
 
 @cache
-def _runtime(folder: str) -> ctypes.CDLL:
+def _runtime_path(folder: str) -> Path:
+    """The compiled runtime, which every library of kernels names as its own dependency.
+
+    Found in no other way: in the process's global scope its copies of the C++ library's inline functions would stand
+    before those of every extension module that is loaded later.
+    """
     host = Path(folder) / "host"
     include = ["-I", folder, "-I", str(host), *_include()]
     command = [compiler(), *FLAGS, "-pthread", *include, *(str(host / name) for name in _RUNTIME), "-lrt"]
     text = "\0".join((host / name).read_text() for name in ("context.h", "cuda_on_cpu.h", "runtime.h", *_RUNTIME))
-    path = compiled(
+    return compiled(
         "host", ".so", (text, *FLAGS, *_tool_key()), lambda out: _build([*command, "-o", str(out)], "", "runtime.cpp")
     )
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def _runtime(folder: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_runtime_path(folder)))
     library.cpu_settings.argtypes = (ctypes.c_uint64, ctypes.c_double, ctypes.c_int, ctypes.c_uint)
     library.cpu_settings.restype = None
     library.cpu_error_address.restype = ctypes.c_uint64
@@ -211,22 +220,24 @@ def compile_library(
     if checked:
         flags = [*CHECKED_FLAGS, *_local_poison()]
 
+    runtime = str(_runtime_path(str(shipped().folder())))
+
     def build(out: Path) -> None:
         # A few optimised libraries are not worth the 30 MB of a precompiled header.
         precompiled = _system_headers(folder, flags) if checked or not optimised else []
         include = [*precompiled, "-I", str(folder), *_include()]
-        command = [compiler(), *flags, *mode, "-x", "c++", *include, "-", "-o"]
+        command = [compiler(), *flags, *mode, "-x", "c++", *include, "-"]
         if not checked:
-            return _build([*command, str(out)], text, f"kernels/{name}")
+            return _build([*command, "-x", "none", runtime, "-o", str(out)], text, f"kernels/{name}")
         kernels = out.with_suffix(".o")
         try:
-            _build([*command, str(kernels)], text, f"kernels/{name}")
-            hooks = [compiler(), *FLAGS, str(folder / "host" / "hooks.cpp"), str(kernels), "-o", str(out)]
+            _build([*command, "-o", str(kernels)], text, f"kernels/{name}")
+            hooks = [compiler(), *FLAGS, str(folder / "host" / "hooks.cpp"), str(kernels), runtime, "-o", str(out)]
             _build(hooks, "", "hooks.cpp")
         finally:
             kernels.unlink(missing_ok=True)
 
-    return compiled("host", ".so", (text, digest, *flags, *mode, *_tool_key()), build)
+    return compiled("host", ".so", (text, digest, *flags, *mode, runtime, *_tool_key()), build)
 
 
 class HostDevice:

@@ -22,7 +22,7 @@ TEST = "suites/test_fuzz.py::test_fuzz[gemm-@1of1@]"
 
 
 def config(column: int = 0, *, workers: int = 0, verbosity: int = 0) -> Any:  # noqa: ANN401  what of a Config is asked
-    writer = SimpleNamespace(width_of_current_line=column, hasmarkup=False)
+    writer = SimpleNamespace(width_of_current_line=column, fullwidth=90, hasmarkup=False)
     options = {"numprocesses": workers}
     return SimpleNamespace(
         get_terminal_writer=lambda: writer,
@@ -91,8 +91,10 @@ def test_what_is_short_is_not_told() -> None:
 # On a terminal
 
 
-def test_a_bar_gives_way_before_pytest_writes() -> None:
-    found = watched(True, 5, column=20)
+@pytest.mark.parametrize(("column", "back"), [(20, 20), (90, 90), (110, 20)])
+def test_a_bar_gives_way_before_pytest_writes(column: int, back: int) -> None:
+    """A line of pytest's that is longer than the terminal is wide goes on below, and there the cursor was."""
+    found = watched(True, 5, column=column)
     with progress.counting("random cases", 1000) as advance:
         advance(412)
         found.tell()
@@ -100,7 +102,7 @@ def test_a_bar_gives_way_before_pytest_writes() -> None:
     assert "test_fuzz.py::test_fuzz[gemm-@1of1@] 5 s" in written(found)
     assert "412 of 1,000 random cases" in written(found)
     found.pytest_runtest_logreport()
-    assert written(found).endswith("\x1b[2K\x1b[1A\r\x1b[20C"), "the bar's line is erased and the cursor back"
+    assert written(found).endswith(f"\x1b[2K\x1b[1A\r\x1b[{back}C"), "the bar's line is erased and the cursor back"
     assert found.shown is None
     found.pytest_runtest_logfinish(TEST)
     before = written(found)
@@ -149,7 +151,9 @@ def test_a_terminal_is_left_as_it_was(tmp_path: Path, workers: tuple[str, ...]) 
     options = ("--device", "host", "-p", "no:cacheprovider", *workers, tmp_path)
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of this run
     variables = {**own, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "90"}
-    with subprocess.Popen(list(map(str, (*start, *options))), stdout=theirs, stderr=theirs, env=variables) as process:
+    command = list(map(str, (*start, *options)))
+    # In that folder, for the path that pytest writes to be short: it ends a line that is nearly full, at a bar or not.
+    with subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs, env=variables) as process:
         os.close(theirs)
         text = b""
         try:
@@ -165,8 +169,7 @@ def test_a_terminal_is_left_as_it_was(tmp_path: Path, workers: tuple[str, ...]) 
     after = shown[shown.rindex("\x1b[2K") :]
     assert "of 30 steps" not in after
     assert "test_slow" not in after
-    # Back to where pytest had come to in its line; a bar that began with a line ends with it.
-    assert re.search(r"\x1b\[2K(\x1b\[1A\r\x1b\[\d+C)?\.+ +\[100%\]", after), "pytest goes on in its own line"
+    assert re.search(r"\x1b\[2K\x1b\[1A\r\x1b\[\d+C\.+ +\[100%\]", after), "pytest goes on in its own line"
     assert "captured" not in shown
     assert not re.search(r"\x1b\[[0-9;]*m", shown), "NO_COLOR"
     assert "2 passed" in after

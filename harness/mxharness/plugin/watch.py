@@ -46,7 +46,7 @@ class Watch:
     paused: bool = False
     shown: Progress | None = None
     column: int = 0
-    """Where the cursor was when the bar began."""
+    """Where the cursor was when the bar began; 0: in a line of its own."""
     left: int = 0
     """Where pytest believes it to be while it is below a line that was written here; else 0."""
     lock: RLock = field(default_factory=RLock)
@@ -120,9 +120,11 @@ class Watch:
 
     def _draw(self, long: list[tuple[str, float]]) -> None:
         if self.shown is None:
-            self.column = self.config.get_terminal_writer().width_of_current_line
-            self.stream.write("\n" if self.column else "")
-            self.shown = _bar(self.stream, self.config.get_terminal_writer().hasmarkup)
+            writer = self.config.get_terminal_writer()
+            begun, width = writer.width_of_current_line, writer.fullwidth
+            self.column = (begun - 1) % width + 1 if begun else 0  # a long path goes on in the terminal's next line
+            self.stream.write("\n" if begun else "")
+            self.shown = _bar(self.stream, writer.hasmarkup)
             self.shown.start()
         for task in self.shown.task_ids:
             self.shown.remove_task(task)

@@ -1,0 +1,1 @@
+"""Tests of the drop-in modules; layers.py has what they share."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mxharness import cli, diverge, faults, functional, launches, text, watched
+from mxharness import cli, diverge, faults, functional, launches, watched
 from mxharness.commands import perplexity as commands
 from mxharness.errors import UserError
 from mxharness.execution import Execution
@@ -15,8 +15,10 @@ from mxharness.judge import judge
 from mxharness.model import decoder, toy
 from mxharness.model.checkpoint import Stored
 
+from .toys import sample
+
 IDS = (torch.arange(12) * 5 % 259).view(1, -1)
-SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 4, "0" * 64)
+SAMPLE = sample(4)
 ATTENTION = ["attention_norm", "qkv", "kv append", "rope", "attention", "output", "ffn_norm"]
 LAYER = {
     "llama": [*ATTENTION, "gate", "up", "swiglu", "down"],

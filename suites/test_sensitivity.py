@@ -10,25 +10,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mxharness import cli, perplexity, roundtrip, sensitivity, text
+from mxharness import cli, perplexity, roundtrip, sensitivity
 from mxharness.commands import perplexity as commands
 from mxharness.errors import Unavailable, UserError
 from mxharness.gate import compared, defects
 from mxharness.model import reference, toy
 from mxharness.model.config import weights as weights_of
 from mxharness.plot import Bar, bars_file
-from mxharness.protocols import PROTOCOLS, Protocol
 from mxharness.roundtrip import FORMATS
 
-TOY = Protocol("toy", 32, 32, 17, 17, False, "windows of 32, second half")
-SAMPLE = text.Text("sample", "sample (not WikiText-2)", "In 2004, 1 of 12 bytes <|end|> were naïve.\n" * 40, "0" * 64)
+from . import toys
+from .toys import SAMPLE
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def reading(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "toy", TOY)
-    return perplexity.read(toy.checkpoint(), SAMPLE, "toy")
+    return toys.reading(monkeypatch)
 
 
 def name_of(change):

@@ -1,0 +1,1 @@
+"""Tests of the gate; made.py has what they share."""

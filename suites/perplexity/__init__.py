@@ -1,0 +1,1 @@
+"""Tests of perplexity; measuring.py has what they share."""

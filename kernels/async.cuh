@@ -1,7 +1,8 @@
-// Copies from global to shared memory that run while the thread goes on: cp.async, and on the CPU a copy at once.
+// Copies from global to shared memory that run while the thread goes on: cp.async, and its meaning on the CPU.
 //
 // A thread's copies since the last commit_async form a group. wait_async<pending>() returns when all groups of this
-// thread but the last `pending` have arrived; other threads see them after the barrier that follows.
+// thread but the last `pending` have arrived; other threads see them after the barrier that follows. Until then the bytes
+// they go to belong to nobody, and those they come from must last.
 #pragma once
 
 #include <cstdint>
@@ -26,16 +27,6 @@ template <int pending> __device__ inline void wait_async() {
 
 #else
 
-template <int BYTES> struct Piece;  // what one access reads or writes, so that its address is looked at as on the GPU
-template <> struct Piece<4> { using type = std::uint32_t; };
-template <> struct Piece<8> { using type = uint2; };
-template <> struct Piece<16> { using type = uint4; };
-
-template <int BYTES> inline void copy_async(void* shared, const void* global, bool valid) {
-    using Bytes = typename Piece<BYTES>::type;
-    *static_cast<Bytes*>(shared) = valid ? *static_cast<const Bytes*>(global) : Bytes();
-}
-inline void commit_async() {}
-template <int pending> inline void wait_async() {}
+#include "host/async.h"
 
 #endif

@@ -28,12 +28,36 @@
 
 namespace cpu {
 
+struct Copy {  // that a thread asked for (async.h)
+    void* to;
+    const void* from;  // nullptr: zeros
+    unsigned bytes, group;
+};
+class Copies {  // that have not been made, in the order in which they were asked for
+public:
+    static constexpr unsigned most = 256;
+    unsigned groups = 0;  // begun and ended
+
+    bool empty() const { return first_ == end_; }
+    bool full() const { return size() == most; }
+    unsigned size() const { return end_ - first_; }
+    const Copy& oldest() const { return ring_[first_ % most]; }
+    const Copy& pop() { return ring_[first_++ % most]; }
+    void push(const Copy& copy) { ring_[end_++ % most] = copy; }
+    void clear() { groups = first_ = end_ = 0; }
+
+private:
+    unsigned first_ = 0, end_ = 0;
+    Copy ring_[most];
+};
+
 class Worker;
 struct Thread {  // the CUDA thread that the running fiber executes
     uint3 thread_index, block_index;
     dim3 block_size, grid_size;
     int lane, warp;
     Worker* worker;
+    Copies copies;
 };
 
 extern CPU_SHARED __thread Thread* self;

@@ -308,6 +308,10 @@ bool Worker::begin_thread() {
 bool Worker::next_thread() {
     in_runtime_ = 1;
     if (launch_->settings.checks != 0) check_block_end();
+    const Thread& thread = running_->thread;
+    if (!thread.copies.empty())
+        stop(Failure::kernel, name_of(thread.thread_index, thread.block_index) + " ended with " +
+                              std::to_string(thread.copies.size()) + " asynchronous copies on their way, for which it never waited");
     ++finished_;
     return begin_thread();
 }
@@ -325,6 +329,7 @@ void Worker::begin(Fiber& fiber, int index) const {
     thread.thread_index = i < block.x ? uint3{i, 0, 0} : uint3{i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.lane = index % warp_size;
     thread.warp = index / warp_size;
+    thread.copies.clear();
 }
 
 std::uint64_t Worker::random() { return random_ = mixed(random_); }

@@ -9,7 +9,13 @@ _ROUNDED = "for (int i = 0; i < 4; ++i) p[i] = pack<T>({first}, {second});"
 _END = "return ((problem->causal ? position(last) + 1 : length) + CHUNK - 1) / CHUNK;"
 _BARRIER = "        __syncthreads();  // {}\n"
 _SHARED, _FEW, _MANY = "attention.cuh", "attention_few.cuh", "attention_many.cuh"
-_UNDEFINED = ("barrier-dropped-before-scores", "barrier-dropped-before-values", "idle-warps-return")
+_UNDEFINED = (
+    "barrier-dropped-before-scores",
+    "barrier-dropped-before-values",
+    "idle-warps-return",
+    "wait-dropped-before-a-barrier",
+    "wait-for-all-but-the-chunk-itself",
+)
 _PLACES = {
     "head-stride-of-another-layout": "heads 1 to 4",
     "grouped-output-never-written": "heads of its group from 1 on",
@@ -208,6 +214,24 @@ FAULTS = tuple(
             _FEW,
             _BARRIER.format("all weights are there"),
             "        if (16 * warp >= D) return;\n" + _BARRIER.format("all weights are there"),
+            "crash",
+        ),
+        (
+            "wait-dropped-before-a-barrier",
+            "NVIDIA/Fuser PR 3438",
+            "a race: the barrier is there, but nobody has waited for the asynchronous copies of the chunk",
+            _FEW,
+            "wait_async<0>();",
+            "",
+            "crash",
+        ),
+        (
+            "wait-for-all-but-the-chunk-itself",
+            "csarofeen/pytorch PR 2457, tile-ai/tilelang PR 2505",
+            "a race: the wait leaves a group of copies too many on its way, the one that is read next",
+            _MANY,
+            "wait_async<0>();",
+            "wait_async<1>();",
             "crash",
         ),
     )

@@ -1,0 +1,1 @@
+"""Tests of the bench; rows.py has what they share."""

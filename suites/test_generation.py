@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from mxharness import mxfp4
-from mxharness.cli import main
 from mxharness.device import open_device
 from mxharness.errors import KernelFailure, UserError
 from mxharness.functional import lm_head_probabilities
-from mxharness.model import tokenizer, toy
-from mxharness.model.checkpoint import Stored
+from mxharness.model import toy
 from mxharness.model.generation import GPTInferenceAdapter
 from mxharness.model.transformers import from_transformers
 
+from .generating import PROMPTS, generate, loaded, not_a_number
+
 NAMES = list(toy.CONFIGS)
-PROMPTS = ([72, 101, 108, 108, 111], [32, 116, 104], [200])
-
-
-def loaded(device, checkpoint=None, activations="bf16", *, graphs=True):
-    adapter = GPTInferenceAdapter(device, activations, graphs=graphs)
-    adapter.load_weights_mxfp4(toy.checkpoint() if checkpoint is None else checkpoint)
-    return adapter
-
-
-def generate(adapter, prompts, count, kv=None, settings=None):
-    """A list of new tokens for every prompt."""
-    state = adapter.allocate_state(64, len(prompts), kv)
-    adapter.prefill(prompts, state)
-    tokens = [adapter.decode_next_token(state, **(settings or {})) for _ in range(count)]
-    adapter.free_state(state)
-    return [list(row) for row in zip(*tokens, strict=True)]
 
 
 # Against transformers
@@ -271,75 +253,6 @@ def test_another_model_frees_the_states_of_the_one_before(device):
         adapter.prefill([1], state)
 
 
-def not_a_number():
-    checkpoint = toy.checkpoint()
-    norm = Stored((64,), "F32", lambda: torch.full((64,), torch.nan))
-    return replace(checkpoint, tensors={**checkpoint.tensors, "final_norm": norm})
-
-
 def test_nan_is_a_failure_and_no_token(device):
     with pytest.raises(KernelFailure, match="logits of sequence 0 hold NaN"):
         generate(loaded(device, not_a_number()), [[1]], 1)
-
-
-# The command
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of `mxharness generate`."""
-    with pytest.raises(SystemExit) as end:
-        main(["generate", *arguments])
-    streams = capsys.readouterr()
-    return end.value.code, streams.out, streams.err
-
-
-@pytest.fixture
-def command(device, monkeypatch):
-    """The command on the toy; its arguments after the prompt."""
-    monkeypatch.setattr("mxharness.model.load.load", lambda name: toy.checkpoint())
-    return ["--device", device.name, "--max-tokens", "6"]
-
-
-def test_the_command_writes_text_and_what_it_took(device, command, capsys):
-    code, out, err = run(capsys, "The 12th", *command)
-    checkpoint = toy.checkpoint()
-    ids = tokenizer.encode(checkpoint.vocabulary, "The 12th").tolist()
-    tokens = generate(loaded(device), [ids], 6)[0]
-    assert code == 0
-    assert out == tokenizer.decode(checkpoint.vocabulary, tokens) + "\n"
-    assert err.startswith(f"toy llama on {device.device_class}: {len(ids)} tokens read at ")
-    assert ", 6 written at " in err
-    told = json.loads(run(capsys, "The 12th", *command, "--json", "--kv", "mxfp4", "--temperature", "0.5")[1])
-    drawn = generate(loaded(device), [ids], 6, "mxfp4", {"temperature": 0.5})[0]
-    assert (told["tokens"], told["text"]) == (drawn, tokenizer.decode(checkpoint.vocabulary, drawn))
-    assert told["kv_cache_bytes"] == 2 * 2 * 2 * 17 * (len(ids) + 6)
-
-
-def test_the_command_ends_where_the_model_ends(device, command, capsys, monkeypatch):
-    tokens = json.loads(run(capsys, "a", *command, "--json")[1])["tokens"]
-    monkeypatch.setattr("mxharness.model.load.load", lambda name: replace(toy.checkpoint(), ends=(tokens[3],)))
-    assert json.loads(run(capsys, "a", *command, "--json")[1])["tokens"] == tokens[: tokens.index(tokens[3])]
-
-
-def test_the_command_says_what_is_wrong(device, command, capsys, monkeypatch):
-    assert run(capsys, "a" * 123, *command)[::2] == (
-        2, "mxharness: a prompt of 123 tokens and 6 new ones do not fit the model's context of 128\n",
-    )  # fmt: skip
-    assert "at least one token" in run(capsys, "", *command)[2]
-    assert "top-k keeps 1 to 259" in run(capsys, "a", *command, "--temperature", "1", "--top-k", "300")[2]
-    monkeypatch.setattr("mxharness.model.load.load", lambda name: not_a_number())
-    code, out, _ = run(capsys, "a", *command)
-    assert code == 1
-    assert out.startswith("FAIL: the logits of sequence 0 hold NaN")
-    assert json.loads(run(capsys, "a", *command, "--json")[1])["passed"] is False
-
-
-def test_a_byte_level_tokenizer_without_a_decoder_gives_text(tmp_path):
-    """Tokens stand for bytes under other symbols: what is written is text, a space and an umlaut included."""
-    tokenizers = pytest.importorskip("tokenizers", reason="not checked: text of a tokenizer.json without a decoder")
-    words = toy.checkpoint().vocabulary
-    bare = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(words.tokens)}, []))
-    bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.save(str(tmp_path / "tokenizer.json"))
-    ids = tokenizer.encode(tmp_path / "tokenizer.json", "a naïve b")
-    assert tokenizer.decode(tmp_path / "tokenizer.json", ids) == "a naïve b"

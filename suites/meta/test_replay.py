@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -24,28 +20,14 @@ from mxharness.judge import judge
 from mxharness.ops import find
 from mxharness.replay import replay
 
-FILES = {repro.CASE, repro.INPUTS, repro.OUTPUTS, repro.HOW}
+from .failing import SUM, narrow, save
+
 FAULT = next(fault for fault in FAULTS if fault.name == "linear-code-table")
 DECODE = next(case for case in find("dequant").cases if case.shape[-1] > 32)
-SUM = next(case for case in find("mma").cases if case.regime == "normal")
-TIGHT = 2.0**-60
 
 
 def broken():
     return open_device("host", sources=shipped().replaced(FAULT.change.file, FAULT.change.old, FAULT.change.new))
-
-
-def save(folder, op, case, gate, device):
-    """A folder of a check that fails; (its path, the verdict)."""
-    inputs = op.make_inputs(case)
-    execution = execute(op, case, device, inputs)
-    outcome = judge(op, case, gate, device.device_class, inputs, execution, device)
-    assert not outcome.passed
-    return repro.save(folder, str(case), op, case, gate, device, inputs, execution.outputs, outcome), outcome
-
-
-def narrow(op):
-    return replace(op, tolerance=replace(op.tolerance, unit_roundoff=TIGHT))
 
 
 @pytest.fixture(scope="module")
@@ -292,94 +274,3 @@ def test_no_folder_and_one_that_is_too_large(wrong_sum, capsys, monkeypatch):
     assert run(capsys, wrong_sum / "nowhere")[2].endswith("nowhere'; a failing check names the one it saved\n")
     monkeypatch.setattr(repro, "LIMIT", 16)
     assert "is larger than the 0 MiB that are ever saved" in run(capsys, wrong_sum)[2]
-
-
-def test_names_are_safe_and_differ():
-    assert repro.safe_name("gemm-3x33x64-k=2-bound") == "gemm-3x33x64-k=2-bound"
-    names = {
-        repro.safe_name(name) for name in ("../../etc", "..-..-etc", "a/b", "a-b", "a b", "x" * 500, "x" * 501, "é")
-    }
-    assert len(names) == 8
-    assert all(re.fullmatch(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,200}|-[0-9a-f]{8}", name) for name in names), names
-
-
-def test_many_at_once_leave_one_whole_folder(tmp_path):
-    op, device = narrow(find("mma")), open_device("host")
-    inputs = op.make_inputs(SUM)
-    execution = execute(op, SUM, device, inputs)
-    outcome = judge(op, SUM, "bound", "host", inputs, execution)
-
-    def write(number):
-        marked = replace(outcome, message=str(number))
-        return repro.save(tmp_path, "same", op, SUM, "bound", device, inputs, execution.outputs, marked)
-
-    with ThreadPoolExecutor(8) as pool:
-        folders = set(pool.map(write, range(64)))
-    assert [path.name for path in tmp_path.iterdir()] == ["same"]
-    assert folders == {tmp_path / "same"}
-    assert repro.load(tmp_path / "same").outcome.message in map(str, range(64))
-
-
-def test_a_folder_that_cannot_be_written_hides_no_verdict(tmp_path):
-    (tmp_path / "file").write_text("")
-    op, device = narrow(find("mma")), open_device("host")
-    inputs = op.make_inputs(SUM)
-    execution = execute(op, SUM, device, inputs)
-    outcome = judge(op, SUM, "bound", "host", inputs, execution)
-    place = tmp_path / "file" / "failures"
-    kept = repro.keep(place, "x", op, SUM, "bound", device, inputs, execution.outputs, outcome)
-    assert kept == replace(outcome, message=f"{outcome.message}; not saved in {place}: Not a directory")
-
-
-CHECKS = """
-from dataclasses import replace
-
-import pytest
-from hypothesis import given, seed, strategies
-from mxharness.op import Case
-
-def wrong(op):
-    def golden(case, tensors):
-        return {name: replace(want, value=-want.value) for name, want in op.golden(case, tensors).items()}
-    return replace(op, golden=golden)
-
-@pytest.mark.gates("exact")
-def test_exact(op, case, gate, check):
-    check(wrong(op) if case.dtype == "fp16" else op, case, gate)
-
-def test_fuzz(op, part, random_check):
-    seen = []
-    @seed(part.stream(op))
-    @given(strategies.integers(1, 60).map(lambda rows: Case("dequant", (rows, 40), "codes")))
-    def holds(case):
-        seen.append(case)
-        random_check(wrong(op) if case.shape[0] > 6 else op, case)
-    try:
-        holds()
-    finally:
-        failed = [case.shape[0] for case in seen if case.shape[0] > 6]
-        print("FAILED", len(failed), "LARGEST", max(failed), "LAST", repr(seen[-1]))
-"""
-
-
-def test_two_workers_save_what_failed_and_of_random_cases_the_smallest(tmp_path):
-    (tmp_path / "test_it.py").write_text(CHECKS)
-    command = [sys.executable, "-P", "-m", "pytest", "-c", "/dev/null", "--rootdir", str(tmp_path), "-n", "2", "-rA"]
-    command += ["-p", "mxharness.plugin", "-p", "no:cacheprovider", "--device", "host", "--op", "dequant", "test_it.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout
-    place = tmp_path / "mxharness-out" / "failures"
-    listed = {f"{case}-exact" for case in find("dequant").cases if case.dtype == "fp16"}
-    folders = {path.name: path for path in place.iterdir()}
-    (random,) = set(folders) - listed
-    assert listed <= set(folders)
-    assert all({path.name for path in folder.iterdir()} == FILES for folder in folders.values())
-    for name in folders:
-        assert re.search(rf"; mxharness replay mxharness-out/failures/{re.escape(name)}$", done.stdout, re.MULTILINE)
-    failed, largest, last = re.search(r"FAILED (\d+) LARGEST (\d+) LAST (.*)", done.stdout).groups()
-    smallest = repro.load(folders[random])
-    assert smallest.case.shape == (7, 40)
-    assert int(failed) > 2
-    assert int(largest) > 7
-    assert last == repr(smallest.case)
-    assert replay(smallest, open_device("host")).outcome.passed  # by the operator's own reference

@@ -5,54 +5,75 @@
 //
 // float32 and bfloat16 hold every value (subnormals included) up to 2^128 and are Inf from there on; half rounds to
 // nearest even: Inf from 65520 on, subnormal or zero below 2^-14. Scale byte 255 makes the whole block NaN.
-// One thread writes 8 elements: one 4-byte load, one or two 16-byte stores where the row allows it.
-#include "convert.cuh"
+// A block of threads does TILE elements. A thread has a few groups of them and reads the codes of all before it writes
+// any. On a GPU a group is one 16-byte store, next to those of the thread's neighbours; on a CPU, where a thread's own
+// loop becomes vectors, a block of 32. Rows without padding are one long row: no thread then has to find its own.
 #include "mxfp4.cuh"
 
-constexpr int PER_THREAD = 8;
+constexpr int THREADS = 256, TILE = 8192;
+#ifdef __CUDACC__
+template <class T> constexpr int GROUP = 16 / sizeof(T);
+#else
+template <class T> constexpr int GROUP = MX_BLOCK;
+#endif
+
+template <int BYTES> struct Word;  // so many codes' bytes, read at once
+template <> struct Word<2> { using Type = std::uint16_t; };
+template <> struct Word<4> { using Type = std::uint32_t; };
+template <> struct Word<16> { using Type = uint4; };
+
+template <class T, int COUNT>
+__device__ inline void write(T* __restrict__ to, const T (&values)[COUNT], bool whole, int left) {
+    if (whole) {  // and 16-byte aligned
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(sizeof(values) / 16); ++i)
+            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(values)[i];
+    } else {
+        const int count = min(COUNT, left);
+        for (int i = 0; i < count; ++i) to[i] = values[i];
+    }
+}
 
 template <class T>
 __device__ inline void dequant(T* __restrict__ y, const std::uint8_t* __restrict__ codes,
                                const std::uint8_t* __restrict__ scales, long long R, int K) {
-    const int blocks = (K + MX_BLOCK - 1) / MX_BLOCK;                  // a row
-    const int groups = (K + PER_THREAD - 1) / PER_THREAD;              // threads a row
-    const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const long long row = thread / groups;
-    if (row >= R) return;
-    const int k = static_cast<int>(thread % groups) * PER_THREAD;
+    constexpr int group = GROUP<T>, GROUPS = TILE / (THREADS * group);
+    using Codes = typename Word<group / 2>::Type;
+    const bool flat = K % MX_BLOCK == 0;
+    const int blocks = (K + MX_BLOCK - 1) / MX_BLOCK, groups = (K + group - 1) / group;  // a row
+    const long long first = static_cast<long long>(blockIdx.x) * (TILE / group) + threadIdx.x, all = R * groups;
 
-    const std::uint32_t packed =
-        *reinterpret_cast<const std::uint32_t*>(codes + row * blocks * (MX_BLOCK / 2) + k / 2);
-    const float scale = decode_scale(scales[row * blocks + k / MX_BLOCK]);
-
-    alignas(16) T values[PER_THREAD];
+    alignas(16) std::uint8_t packed[GROUPS][group / 2];
+    std::uint8_t scale[GROUPS];
 #pragma unroll
-    for (int i = 0; i < PER_THREAD / 2; ++i) {
-        const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>((packed >> (8 * i)) & 0xff), scale);
-        narrow(&values[2 * i], __uint_as_float(pair << 16));
-        narrow(&values[2 * i + 1], __uint_as_float(pair & 0xffff0000u));
+    for (int i = 0; i < GROUPS; ++i) {
+        const long long at = first + i * THREADS, row = flat ? 0 : at / groups;
+        if (at >= all) break;
+        const long long k = (at - row * groups) * group, block = row * blocks + k / MX_BLOCK;
+        reinterpret_cast<Codes&>(packed[i]) =
+            *reinterpret_cast<const Codes*>(codes + row * blocks * (MX_BLOCK / 2) + k / 2);
+        scale[i] = scales[block];
     }
-
-    T* out = y + row * K + k;
-    if (K % PER_THREAD == 0) {  // then every group is whole and 16-byte aligned
-        constexpr int vectors = sizeof(values) / 16;
 #pragma unroll
-        for (int i = 0; i < vectors; ++i) reinterpret_cast<uint4*>(out)[i] = reinterpret_cast<const uint4*>(values)[i];
-    } else {
-        const int count = min(PER_THREAD, K - k);
-        for (int i = 0; i < count; ++i) out[i] = values[i];
+    for (int i = 0; i < GROUPS; ++i) {
+        const long long at = first + i * THREADS, row = flat ? 0 : at / groups;
+        if (at >= all) break;
+        const long long k = (at - row * groups) * group;
+        alignas(16) T values[group];
+        decode(values, packed[i], scale[i]);
+        write(y + row * K + k, values, K % group == 0, static_cast<int>(K - k));
     }
 }
 
-extern "C" __global__ void dequant_fp32(float* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
-                                        int K) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dequant_fp32(float* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
     dequant(y, codes, scales, R, K);
 }
-extern "C" __global__ void dequant_bf16(__nv_bfloat16* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
-                                        int K) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dequant_bf16(__nv_bfloat16* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
     dequant(y, codes, scales, R, K);
 }
-extern "C" __global__ void dequant_fp16(__half* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R,
-                                        int K) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    dequant_fp16(__half* y, const std::uint8_t* codes, const std::uint8_t* scales, long long R, int K) {
     dequant(y, codes, scales, R, K);
 }

@@ -57,10 +57,12 @@ __device__ inline void append(void* k_cache, void* v_cache, std::uint8_t* k_scal
         float values[MX_BLOCK];
         for (int i = 0; i < MX_BLOCK; ++i)
             values[i] = i < count ? widen(rotated(from, angles, place.first + i, tokens.D, tokens.order)) : 0.0f;
-        const Block block = encode_block(values, SCALE_FLOOR, TIE_EVEN);
+        const int scale = scale_of(largest_of(values), SCALE_FLOOR);
         const long long to = row * row_blocks(tokens.D) + place.first / MX_BLOCK;
-        static_cast<uint4*>(cache)[to] = block.codes;
-        (keys ? k_scales : v_scales)[to] = static_cast<std::uint8_t>(block.scale);
+        uint4 codes;
+        encode_all(reinterpret_cast<std::uint32_t*>(&codes), values, scale, TIE_EVEN);
+        static_cast<uint4*>(cache)[to] = codes;
+        (keys ? k_scales : v_scales)[to] = static_cast<std::uint8_t>(scale);
     } else {
         T* to = static_cast<T*>(cache) + row * tokens.D + place.first;
         for (int i = 0; i < count; ++i) to[i] = rotated(from, angles, place.first + i, tokens.D, tokens.order);

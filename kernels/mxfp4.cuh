@@ -4,10 +4,10 @@
 // s = 255 is NaN. Codes are packed two a byte, low nibble first ("linear"): codes (rows, K/2), scales (rows, K/32).
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "convert.cuh"
 
 #include <cstdint>
+#include <type_traits>
 
 constexpr int MX_BLOCK = 32;
 
@@ -92,6 +92,83 @@ __device__ inline std::uint32_t scale_pair(std::uint32_t pair, float scale) {
     return (__float_as_uint(first) >> 16) | (__float_as_uint(second) & 0xffff0000u);
 }
 
+// COUNT codes of one block, packed, and its scale byte: values, each rounded once to T.
+template <class T, int COUNT>
+__device__ inline void decode_any(T (&values)[COUNT], const std::uint8_t (&codes)[COUNT / 2], std::uint32_t scale_byte) {
+    const float scale = decode_scale(scale_byte);
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i) {
+        const std::uint32_t pair = scale_pair(decode_byte<__nv_bfloat16>(codes[i]), scale);
+        if constexpr (std::is_same<T, __nv_bfloat16>::value) {  // as it is
+            reinterpret_cast<std::uint32_t*>(values)[i] = pair;
+        } else {
+            narrow(&values[2 * i], __uint_as_float(pair << 16));
+            narrow(&values[2 * i + 1], __uint_as_float(pair & 0xffff0000u));
+        }
+    }
+}
+
+// Eight of them, in a word, to four pairs.
+#ifdef __CUDACC__
+
+// The scale 2^(byte - 127) twice. bfloat16 has every scale.
+__device__ inline std::uint32_t scale_twice(std::uint32_t byte, __nv_bfloat16) {
+    return (__float_as_uint(decode_scale(byte)) >> 16) * 0x00010001u;
+}
+// half has those from 2^-24 to 2^15.
+__device__ inline std::uint32_t scale_twice(std::uint32_t byte, __half) {
+    return (byte < 113 ? 1u << (byte - 103) : (byte - 112) << 10) * 0x00010001u;
+}
+template <class T> __device__ inline uint4 decode_eight(std::uint32_t codes, std::uint32_t scale_byte) {
+    static_assert(sizeof(T) == 2);
+    constexpr bool half = std::is_same<T, __half>::value;
+    uint4 result;
+    if (half && (scale_byte < 103 || scale_byte > 142)) {
+        decode_any(reinterpret_cast<T(&)[8]>(result), reinterpret_cast<const std::uint8_t(&)[4]>(codes), scale_byte);
+        return result;
+    }
+    const std::uint32_t magnitudes = codes & 0x77777777u, even = codes << 4;
+    const std::uint32_t scale = scale_twice(scale_byte, T());
+    std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&result);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {  // four codes at a time: their low and their high bytes
+        const std::uint32_t four = magnitudes >> (8 * i);
+        const std::uint32_t low = half ? 0 : __byte_perm(Pair<T>::low[0], Pair<T>::low[1], four);
+        const std::uint32_t high = __byte_perm(Pair<T>::high[0], Pair<T>::high[1], four);
+        words[i] = __byte_perm(low, high, 0x5140);
+        words[i + 1] = __byte_perm(low, high, 0x7362);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        // The sign of an even code is the first bit of its byte of `even`, that of an odd one of `codes`.
+        const std::uint32_t signs = __byte_perm(even, codes, (i + 4) << 12 | i << 4) & 0x80008000u;
+        words[i] = multiply_pairs(words[i] | signs, scale, T());  // rounded once
+    }
+    return result;
+}
+
+#else  // the same bits in fewer of a CPU's instructions
+
+template <class T> inline uint4 decode_eight(std::uint32_t codes, std::uint32_t scale_byte) {
+    uint4 result;
+    decode_any(reinterpret_cast<T(&)[8]>(result), reinterpret_cast<const std::uint8_t(&)[4]>(codes), scale_byte);
+    return result;
+}
+
+#endif
+
+// As `decode_any`, the quickest way.
+template <class T, int COUNT>
+__device__ inline void decode(T (&values)[COUNT], const std::uint8_t (&codes)[COUNT / 2], std::uint32_t scale_byte) {
+#ifdef __CUDACC__
+    if constexpr (sizeof(T) == 2 && COUNT == 8) {
+        reinterpret_cast<uint4&>(values) = decode_eight<T>(reinterpret_cast<const std::uint32_t&>(codes), scale_byte);
+        return;
+    }
+#endif
+    decode_any(values, codes, scale_byte);
+}
+
 enum ScaleRule { SCALE_FLOOR = 0, SCALE_EVEN = 1, SCALE_RCEIL = 2, SCALE_CEIL = 3 };
 enum TieRule { TIE_EVEN = 0, TIE_ZERO = 1, TIE_AWAY = 2 };
 
@@ -106,40 +183,47 @@ __device__ inline int encode_scale(float amax, int rule) {
     return byte > 0 ? byte : 0;
 }
 
-// The E2M1 code of x / 2^(s - 127), saturating at 6. The sign bit is kept, also of zero and of what rounds to it.
+// The E2M1 code of x / 2^(s - 127) in the four highest bits, saturating at 6. The sign is kept, also of zero and of what
+// rounds to it. Between a power of two from 2 on and the next, codes lie half that power apart; below 2 they lie 0.5
+// apart. This is the last bit of 1.5 * 2^22 times the power (1 below 2): adding it rounds to a whole number of such
+// steps, of two as near to the even one, whose code is even. A power has 2 codes below its own steps from 0 on.
 __device__ inline std::uint32_t encode(float x, int s, int rule) {
     const float inverse = __uint_as_float(static_cast<std::uint32_t>(254 - s) << 23);  // s <= 253
-    const float a = __fmul_rn(__uint_as_float(__float_as_uint(x) & 0x7fffffffu), inverse);
-    const bool up = rule == TIE_AWAY, even = rule == TIE_EVEN;
-    // A tie goes up, or to the neighbour with an even code.
-    const std::uint32_t magnitude = (up ? a >= 0.25f : a > 0.25f) + (up || even ? a >= 0.75f : a > 0.75f) +
-                                    (up ? a >= 1.25f : a > 1.25f) + (up || even ? a >= 1.75f : a > 1.75f) +
-                                    (up ? a >= 2.5f : a > 2.5f) + (up || even ? a >= 3.5f : a > 3.5f) +
-                                    (up ? a >= 5.0f : a > 5.0f);
-    return magnitude | (__float_as_uint(x) >> 31 << 3);
+    const float a = min(__fmul_rn(__uint_as_float(__float_as_uint(x) & 0x7fffffffu), inverse), 6.0f);
+    const std::uint32_t power = max(__float_as_uint(a), 0x3f800000u) & 0x7f800000u;
+    const float magic = __uint_as_float(power + 0x0b400002u), sum = __fadd_rn(a, magic);  // 2 and 254 are 0 modulo 8
+    std::uint32_t code = __float_as_uint(sum) + (power >> 22);
+    if (rule != TIE_EVEN) {
+        const float down = __fsub_rn(a, __fsub_rn(sum, magic)), half = __uint_as_float(power - 0x01000000u);  // exact
+        if (rule == TIE_AWAY) code += down == half;
+        else code -= down == -half;
+    }
+    return (code << 28 & 0x70000000u) | (__float_as_uint(x) & 0x80000000u);
 }
 
-// The 32 codes of a block, packed, and its scale byte. A block that holds NaN or Inf becomes scale byte 255 with
+// Of the largest magnitude among values, the bits: they order like it; Inf and NaN are past every finite one.
+template <int COUNT> __device__ inline int largest_of(const float (&values)[COUNT]) {
+    int largest = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+        largest = max(largest, static_cast<int>(__float_as_uint(values[i]) & 0x7fffffffu));
+    return largest;
+}
+
+// The scale byte of a block by its largest magnitude's bits. A block that holds NaN or Inf becomes scale byte 255 with
 // codes 0: loud, never a plausible number.
-struct Block {
-    uint4 codes;
-    int scale;
-};
-__device__ inline Block encode_block(const float (&values)[MX_BLOCK], int scale_rule, int tie_rule) {
-    std::uint32_t largest = 0;  // magnitudes order like their bits; Inf and NaN are past every finite one
+__device__ inline int scale_of(int largest, int scale_rule) {
+    return largest < 0x7f800000 ? encode_scale(__uint_as_float(largest), scale_rule) : 255;
+}
+
+// Eight codes a word, the first lowest.
+template <int COUNT>
+__device__ inline void encode_all(std::uint32_t* words, const float (&values)[COUNT], int s, int tie_rule) {
 #pragma unroll
-    for (int i = 0; i < MX_BLOCK; ++i) largest = max(largest, __float_as_uint(values[i]) & 0x7fffffffu);
-    const bool finite = largest < 0x7f800000u;
-    Block block;
-    block.scale = finite ? encode_scale(__uint_as_float(largest), scale_rule) : 255;
-    std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&block.codes);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < COUNT / 8; ++i) {
         std::uint32_t word = 0;
 #pragma unroll
-        for (int j = 0; j < 8; ++j)
-            word |= (finite ? encode(values[8 * i + j], block.scale, tie_rule) : 0) << (4 * j);
-        words[i] = word;
+        for (int j = 0; j < 8; ++j) word |= encode(values[8 * i + j], s, tie_rule) >> (28 - 4 * j);
+        words[i] = s == 255 ? 0 : word;
     }
-    return block;
 }

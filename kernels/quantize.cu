@@ -4,49 +4,74 @@
 //   codes   (R, Kp/2) uint8, low nibble first     scales  (R, Kp/32) uint8
 //
 // scale_rule and tie_rule are the enums of mxfp4.cuh. Elements past 6 times the scale saturate. A block that holds a
-// NaN or an Inf becomes scale byte 255 with codes 0. One thread does one block.
-#include "convert.cuh"
+// NaN or an Inf becomes scale byte 255 with codes 0.
+// A block of threads does as many blocks of the format: on a CPU a thread one, in its vectors; on a GPU two lanes share
+// one, each a sector of memory of 16-bit elements, and have two, both read before either is encoded.
 #include "mxfp4.cuh"
+#include "warp.cuh"
+
+constexpr int THREADS = 256;
+#ifdef __CUDACC__
+constexpr int LANES = 2;  // that share a block
+using Codes = uint2;      // of a lane's share
+#else
+constexpr int LANES = 1;
+using Codes = uint4;
+#endif
+constexpr int SHARE = MX_BLOCK / LANES;
 
 template <class T>
 __device__ inline void quantize(std::uint8_t* __restrict__ codes, std::uint8_t* __restrict__ scales,
                                 const T* __restrict__ x, long long R, int K, int scale_rule, int tie_rule) {
-    const int blocks = (K + MX_BLOCK - 1) / MX_BLOCK;
-    const long long block = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const long long row = block / blocks;
-    if (row >= R) return;
-    const int first = static_cast<int>(block % blocks) * MX_BLOCK;
-    const T* in = x + row * K + first;
+    constexpr int AHEAD = LANES;  // blocks of a lane
+    const int blocks = (K + MX_BLOCK - 1) / MX_BLOCK, part = threadIdx.x % LANES * SHARE;
+    const long long begin = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x / LANES, all = R * blocks;
 
-    float values[MX_BLOCK];
-    if (K % 8 == 0 && K - first >= MX_BLOCK) {  // whole and 16-byte aligned
-        constexpr int per_vector = 16 / sizeof(T);
+    alignas(16) T read[AHEAD][SHARE];
 #pragma unroll
-        for (int i = 0; i < MX_BLOCK / per_vector; ++i) {
-            const uint4 vector = reinterpret_cast<const uint4*>(in)[i];
-            const T* elements = reinterpret_cast<const T*>(&vector);
+    for (int i = 0; i < AHEAD; ++i) {
+        const long long block = begin + i * (THREADS / LANES), row = K % MX_BLOCK == 0 ? 0 : block / blocks;
+        const long long first = (block - row * blocks) * MX_BLOCK + part;
+        const T* in = x + row * K + first;
+        if (K % 8 == 0 && block < all && (K % MX_BLOCK == 0 || K - first >= SHARE)) {  // whole, aligned
 #pragma unroll
-            for (int j = 0; j < per_vector; ++j) values[i * per_vector + j] = widen(elements[j]);
+            for (int j = 0; j < static_cast<int>(sizeof(read[i]) / 16); ++j)
+                reinterpret_cast<uint4*>(read[i])[j] = reinterpret_cast<const uint4*>(in)[j];
+        } else {
+#pragma unroll
+            for (int j = 0; j < SHARE; ++j)
+                if (block < all && first + j < K) read[i][j] = in[j];
+                else narrow(&read[i][j], 0.0f);
         }
-    } else {
-#pragma unroll
-        for (int i = 0; i < MX_BLOCK; ++i) values[i] = first + i < K ? widen(in[i]) : 0.0f;
     }
-
-    const auto [packed, s] = encode_block(values, scale_rule, tie_rule);
-    reinterpret_cast<uint4*>(codes)[block] = packed;
-    scales[block] = static_cast<std::uint8_t>(s);
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+        const long long block = begin + i * (THREADS / LANES);
+        float values[SHARE];
+#pragma unroll
+        for (int j = 0; j < SHARE; ++j) values[j] = widen(read[i][j]);
+        const int s = scale_of(warp_reduce<LANES>(largest_of(values), Max()), scale_rule);
+        if (block >= all) continue;
+        Codes words;
+        encode_all(reinterpret_cast<std::uint32_t*>(&words), values, s, tie_rule);
+        *reinterpret_cast<Codes*>(codes + (block * MX_BLOCK + part) / 2) = words;
+        if (part != 0) continue;
+        scales[block] = static_cast<std::uint8_t>(s);
+    }
 }
 
-extern "C" __global__ void quantize_fp32(std::uint8_t* codes, std::uint8_t* scales, const float* x, long long R, int K,
-                                         int scale_rule, int tie_rule) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    quantize_fp32(std::uint8_t* codes, std::uint8_t* scales, const float* x, long long R, int K, int scale_rule,
+                  int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }
-extern "C" __global__ void quantize_bf16(std::uint8_t* codes, std::uint8_t* scales, const __nv_bfloat16* x, long long R, int K,
-                                         int scale_rule, int tie_rule) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    quantize_bf16(std::uint8_t* codes, std::uint8_t* scales, const __nv_bfloat16* x, long long R, int K, int scale_rule,
+                  int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }
-extern "C" __global__ void quantize_fp16(std::uint8_t* codes, std::uint8_t* scales, const __half* x, long long R, int K,
-                                         int scale_rule, int tie_rule) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    quantize_fp16(std::uint8_t* codes, std::uint8_t* scales, const __half* x, long long R, int K, int scale_rule,
+                  int tie_rule) {
     quantize(codes, scales, x, R, K, scale_rule, tie_rule);
 }

@@ -52,8 +52,8 @@ def after(statement, *, placement="end", checks=(), seconds=300.0):
 @pytest.mark.parametrize(
     ("statement", "sentence"),
     [
-        ("scales[0] = widen(in[2 * 64]) > 0;", "read byte 1 past the end of input x"),
-        ("scales[0] = widen(in[2 * 64 + 4096]) > 0;", "read byte 16385 past the end of input x"),
+        ("scales[0] = widen(x[2 * 64]) > 0;", "read byte 1 past the end of input x"),
+        ("scales[0] = widen(x[2 * 64 + 4096]) > 0;", "read byte 16385 past the end of input x"),
         ("codes[2 * 32] = 1;", "wrote byte 1 past the end of codes"),
         ("codes[2 * 32 + 65536] = 1;", "wrote byte 65537 past the end of codes"),
         ("codes[-65536] = 1;", "wrote byte 65536 before the start of codes"),
@@ -69,7 +69,7 @@ def test_an_access_outside_is_named(statement, sentence):
 
 
 def test_an_access_before_the_start_is_named_where_the_start_is_guarded():
-    execution = after("scales[0] = widen(in[-5]) > 0;", placement="start")
+    execution = after("scales[0] = widen(x[-5]) > 0;", placement="start")
     assert "read byte 20 before the start of input x" in execution.violations[0]
     assert after("codes[-1] = 1;", placement="start").violations == (
         "wrote 1 bytes before the start of output codes, the nearest 1 bytes away",
@@ -108,15 +108,15 @@ def test_tensors_of_others_are_guarded_too_and_get_what_was_written():
     arguments = (codes, torch.zeros(2, 2, dtype=torch.uint8), x, guard.np.int64(2), 64, 0, 0)
     right = Fenced(host.open_device())
     inside = right.empty((2, 32), torch.uint8)
-    right.launch("quantize.cu", "quantize_fp32", (1,), (128,), inside, right.empty((2, 2), torch.uint8), *arguments[2:])
-    fenced.launch("quantize.cu", "quantize_fp32", (1,), (128,), *arguments)
+    right.launch("quantize.cu", "quantize_fp32", (1,), (256,), inside, right.empty((2, 2), torch.uint8), *arguments[2:])
+    fenced.launch("quantize.cu", "quantize_fp32", (1,), (256,), *arguments)
     assert torch.equal(codes, inside)
     assert codes.any()
     broken = host.open_device(
-        shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    if (block == 0) scales[0] = widen(in[128]) > 0;\n")
+        shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    if (block == 0) scales[0] = widen(x[128]) > 0;\n")
     )
     with pytest.raises(OutOfBounds, match=r"read byte 1 past the end of x$"):
-        Fenced(broken).launch("quantize.cu", "quantize_fp32", (1,), (128,), *arguments)
+        Fenced(broken).launch("quantize.cu", "quantize_fp32", (1,), (256,), *arguments)
 
 
 @pytest.mark.parametrize("loop", ['for (;;) asm volatile("");', "for (volatile int i = 0;;) i = i + 1;"])
@@ -145,7 +145,7 @@ def test_a_fault_in_one_of_many_blocks_ends_all():
     case = Case("quantize", (400, 640), dtype="fp32")
     change = f"{QUANTIZE[1]}    if (block == 4000) scales[0] = widen(x[K * R + 4096]) > 0;\n"
     execution = run(*QUANTIZE, change, case)
-    assert "thread (32, 0, 0) of block (31, 0, 0) read byte 16385 past the end of input x" in execution.violations[0]
+    assert "thread (160, 0, 0) of block (15, 0, 0) read byte 16385 past the end of input x" in execution.violations[0]
 
 
 def test_what_else_a_processor_refuses():
@@ -153,7 +153,7 @@ def test_what_else_a_processor_refuses():
     assert "divided an integer by zero" in divided.violations[0]
     assert not divided.memory
     assert not divided.hung
-    deep = "volatile char far[62000]; far[0] = 1; scales[0] = far[0];"
+    deep = "volatile char far[57000]; far[0] = 1; scales[0] = far[0];"
     assert "used more than its stack of 64 KiB" in after(deep).violations[0]
 
 
@@ -205,14 +205,14 @@ BARRIERS = {
 @pytest.mark.parametrize(
     ("statement", "checks", "sentence"),
     [
-        ("scales[0] = widen(in[128]) > 0;", "memcheck", "read byte 1 past the end of input x"),
+        ("scales[0] = widen(x[128]) > 0;", "memcheck", "read byte 1 past the end of input x"),
         ("codes[64] = 0xFF;", "memcheck", "wrote byte 1 past the end of codes"),
         ("scales[0] = codes[63];", "initcheck", "read byte 63 of codes, which nothing has written"),
         ("scales[0] = K * (1 << 30) > R;", "undefined", "a signed multiplication overflows at quantize.cu:"),
         ("scales[0] = 1 << (K - 32 + R);", "undefined", "a shift past the width of the type"),
         ("int few[4] = {}; scales[0] = few[K / 16];", "undefined", "an index outside its array"),
         (
-            "scales[0] = *reinterpret_cast<const int*>(reinterpret_cast<const char*>(in) + 1);",
+            "scales[0] = *reinterpret_cast<const int*>(reinterpret_cast<const char*>(x) + 1);",
             "undefined",
             "misaligned",
         ),

@@ -112,25 +112,27 @@ def test_a_sample_is_spread_and_repeats():
 def test_a_file_reaches_what_launches_from_it():
     assert shipped().included("moe.cu") == {"moe.cu", "convert.cuh", "math.cuh", "warp.cuh"}
     assert set(units(shipped(), "warp.cuh")) == {
-        *("attention.cu", "attention_many.cu", "gemm.cu", "gemm_wide.cu", "lm_head.cu", "moe.cu", "norm.cu")
+        *("attention.cu", "attention_many.cu", "gemm.cu", "gemm_wide.cu", "lm_head.cu", "moe.cu", "norm.cu"),
+        "quantize.cu",
     }
     assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", "gemm_wide.cu", "ffn.cu"}
     assert launches("quantize", "host") == {"quantize.cu"}
 
 
-CODES = "const int count = min(PER_THREAD, K - k);"
+CODES = "const int count = min(COUNT, left);"
+FLAT = "const bool flat = K % MX_BLOCK == 0;"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "verdict", "detector"),
     [
-        ("(packed >> (8 * i))", "(packed >> (4 * i))", "killed", "exact"),
-        (CODES, CODES.replace("min(PER_THREAD, K - k)", "PER_THREAD"), "killed", "memory"),
-        ("if (row >= R) return;", "if (threadIdx.x == 0) return;\n    __syncthreads();", "killed", "crash"),
-        ("if (row >= R) return;", "*static_cast<volatile int*>(nullptr) = 0;", "killed", "memory"),
+        ("k / MX_BLOCK;", "k / (2 * MX_BLOCK);", "killed", "exact"),
+        (CODES, CODES.replace("min(COUNT, left)", "COUNT"), "killed", "memory"),
+        (FLAT, FLAT + "\n    if (threadIdx.x == 0) return;\n    __syncthreads();", "killed", "crash"),
+        (FLAT, FLAT + "\n    *static_cast<volatile int*>(nullptr) = 0;", "killed", "memory"),
         ("// Dequantise MXFP4", "// Decode MXFP4", "equivalent", ""),
-        ("thread / groups;", "static_cast<long long>(static_cast<int>(thread)) / groups;", "survived", ""),
-        ("thread / groups;", "thread / group;", "does not compile", ""),
+        ("all = R * groups;", "all = static_cast<int>(R) * groups;", "survived", ""),
+        ("all = R * groups;", "all = R * rows;", "does not compile", ""),
     ],
 )
 def test_one_change_is_judged(old, new, verdict, detector):

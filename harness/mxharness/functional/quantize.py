@@ -12,6 +12,10 @@ from mxharness.mxfp4 import BLOCK, Quantized
 
 _SCALE_RULES = {"floor": 0, "even": 1, "rceil": 2, "ceil": 3}
 _TIE_RULES = {"even": 0, "zero": 1, "away": 2}
+_THREADS = 256
+"""Of a block, which quantises as many blocks."""
+_TILE = 8192
+"""Elements that a block dequantises."""
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -40,7 +44,7 @@ def quantize(
     codes = device.empty((R, blocks * 16), torch.uint8)
     scales = device.empty((R, blocks), torch.uint8)
     device.launch(
-        "quantize.cu", f"quantize_{_SUFFIX[x.dtype]}", (-(-R * blocks // 128),), (128,),
+        "quantize.cu", f"quantize_{_SUFFIX[x.dtype]}", (-(-R * blocks // _THREADS),), (_THREADS,),
         codes, scales, x, np.int64(R), K, _SCALE_RULES[scale_rule], _TIE_RULES[tie_rule],
     )  # fmt: skip
     return Quantized(codes, scales)
@@ -62,9 +66,7 @@ def dequantize(
     if not padded - BLOCK < K <= padded:
         raise UserError(f"K = {K} does not fit codes of {padded} columns; it must be in {padded - 31}..{padded}")
     y = device.empty((R, K), dtype)
-    threads = R * -(-K // 8)
     codes, scales = weight
-    device.launch(
-        "dequant.cu", f"dequant_{_SUFFIX[dtype]}", (-(-threads // 256),), (256,), y, codes, scales, np.int64(R), K
-    )
+    grid = (-(-R * -(-K // BLOCK) * BLOCK // _TILE),)
+    device.launch("dequant.cu", f"dequant_{_SUFFIX[dtype]}", grid, (_THREADS,), y, codes, scales, np.int64(R), K)
     return y

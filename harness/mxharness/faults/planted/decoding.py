@@ -56,9 +56,9 @@ FAULTS = (
         seen_in="pytorch/ao and ml-explore/mlx, fp16 output",
         symptom="zeros become NaN from scale byte 143 on: the scale, not the product, is rounded to half",
         change=KernelChange(
-            "dequant.cu",
-            "    const float scale = decode_scale(scales[row * blocks + k / MX_BLOCK]);",
-            "    float scale = decode_scale(scales[row * blocks + k / MX_BLOCK]);\n"
+            "mxfp4.cuh",
+            "    const float scale = decode_scale(scale_byte);",
+            "    float scale = decode_scale(scale_byte);\n"
             "    if (std::is_same<T, __half>::value) scale = __half2float(__float2half_rn(scale));",
         ),
         op="dequant",
@@ -78,7 +78,7 @@ FAULTS = (
         name="tail-written-past-the-end",
         seen_in="llama-orch, mxfp4_dequant.cu",
         symptom="buffer overrun: the element count is rounded up and written",
-        change=KernelChange("dequant.cu", "const int count = min(PER_THREAD, K - k);", "const int count = PER_THREAD;"),
+        change=KernelChange("dequant.cu", "const int count = min(COUNT, left);", "const int count = COUNT;"),
         op="dequant",
         detector="memory",
     ),

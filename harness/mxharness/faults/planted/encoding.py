@@ -48,8 +48,8 @@ FAULTS: tuple[Fault, ...] = (
                 "ROCm/aiter PR 3992",
                 "0.25, 1.25, 2.5 and 5 go up instead of to the even code",
                 "mxfp4.cuh",
-                "const bool up = rule == TIE_AWAY,",
-                "const bool up = rule != TIE_ZERO,",
+                "if (rule != TIE_EVEN) {\n",
+                "rule = rule == TIE_EVEN ? TIE_AWAY : rule;\n    if (rule != TIE_EVEN) {\n",
                 "quantize",
             ),
             (
@@ -57,8 +57,8 @@ FAULTS: tuple[Fault, ...] = (
                 "ROCm/ATOM PR 1601, ROCm/aiter PR 3212",
                 "accuracy falls a little: the path for row ends has another scale rule than the one for whole blocks",
                 "quantize.cu",
-                "encode_block(values, scale_rule, tie_rule)",
-                "encode_block(values, K % 8 == 0 ? scale_rule : SCALE_CEIL, tie_rule)",
+                "Max()), scale_rule);",
+                "Max()), K % 8 == 0 ? scale_rule : SCALE_CEIL);",
                 "quantize",
             ),
             (
@@ -94,7 +94,7 @@ FAULTS: tuple[Fault, ...] = (
                 "scales are one step off near a power of two: float32 to bfloat16 to E8M0 rounds twice",
                 "mxfp4.cuh",
                 _SCALE,
-                _SCALE.replace("__uint_as_float(largest)", "__uint_as_float((largest + 0x8000u) & 0xffff0000u)"),
+                _SCALE.replace("__uint_as_float(largest)", "__uint_as_float((largest + 0x8000) & 0x7fff0000)"),
                 "quantize",
             ),
             (
@@ -121,9 +121,9 @@ FAULTS: tuple[Fault, ...] = (
                 "Quark's packer under flush-to-zero",
                 "0.5 is lost in blocks near 2^-126: subnormal inputs are read as zero",
                 "mxfp4.cuh",
-                "    const bool up = rule == TIE_AWAY",
-                "    if ((__float_as_uint(x) & 0x7f800000u) == 0) return __float_as_uint(x) >> 31 << 3;\n"
-                "    const bool up = rule == TIE_AWAY",
+                "    const std::uint32_t power = ",
+                "    if ((__float_as_uint(x) & 0x7f800000u) == 0) return __float_as_uint(x) & 0x80000000u;\n"
+                "    const std::uint32_t power = ",
                 "quantize",
             ),
         )

@@ -107,9 +107,9 @@ FAULTS: tuple[Fault, ...] = (
         symptom="right where memory goes on behind a tensor: a byte past the scales is read and never used",
         change=KernelChange(
             "dequant.cu",
-            "    alignas(16) T values[PER_THREAD];",
-            "    static_cast<void>(*static_cast<const volatile std::uint8_t*>(scales + row * blocks + blocks));\n"
-            "    alignas(16) T values[PER_THREAD];",
+            "        scale[i] = scales[block];",
+            "        scale[i] = scales[block];\n"
+            "        static_cast<void>(*static_cast<const volatile std::uint8_t*>(scales + block + 1));",
         ),
         op="dequant",
         detector="memory",
@@ -159,7 +159,7 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="generic: a loop that goes one too far",
         symptom="right while the compiler keeps the array in registers: two elements past its end are written",
         change=KernelChange(
-            "dequant.cu", "for (int i = 0; i < PER_THREAD / 2; ++i) {", "for (int i = 0; i <= PER_THREAD / 2; ++i) {"
+            "mxfp4.cuh", "for (int i = 0; i < COUNT / 2; ++i) {", "for (int i = 0; i <= COUNT / 2; ++i) {"
         ),
         op="dequant",
         detector="undefined",

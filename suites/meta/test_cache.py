@@ -61,8 +61,9 @@ def test_the_systems_headers_are_read_precompiled_to_the_same_library(cache, mon
     path = host.compile_library(shipped(), "dequant.cu", fast=False, optimised=False)
     with_precompiled = path.read_bytes()
     (precompiled,) = (cache / "host").glob("*.gch")
-    assert [command[command.index("-x") + 1] for command in commands] == ["c++-header", "c++"]
-    assert precompiled.with_suffix("") == Path(commands[1][commands[1].index("-include") + 1])
+    reads = [command[command.index("-x") + 1] for command in commands if "-x" in command]  # but for the runtime's own
+    assert reads == ["c++-header", "c++"]
+    assert precompiled.with_suffix("") == Path(commands[-1][commands[-1].index("-include") + 1])
     path.unlink()
     monkeypatch.setattr(host, "_system_headers", lambda folder, flags: [])
     host.compile_library(shipped(), "dequant.cu", fast=False, optimised=False)

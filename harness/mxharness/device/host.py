@@ -33,6 +33,7 @@ FLAGS = (
     "-ffp-contract=off",  # every operator is one rounding, as with nvcc -fmad=false
     "-U_FORTIFY_SOURCE",  # glibc's checked longjmp, on by default on Ubuntu, takes a switch of fibers for an error
     "-fno-strict-aliasing",  # kernels read packed codes and 16-bit pairs as wider words, as CUDA code does
+    "-fstack-clash-protection",  # a frame larger than a page touches the one beyond the stack, not what lies behind it
     "-fvisibility=hidden",  # or the loader would share template statics (__shared__ arrays) between libraries
     "-fPIC",
     "-shared",
@@ -188,6 +189,10 @@ def _unit_flags(unit: Unit) -> list[str]:
     ]
 
 
+def _texts(name: str) -> tuple[str, ...]:
+    return (name, "host/cuda_on_cpu.h", "host/hooks.cpp")
+
+
 def compile_library(
     sources: Sources,
     name: str,
@@ -195,12 +200,14 @@ def compile_library(
     fast: bool,
     unit: Unit | None = None,
     checked: bool = False,
-    optimised: bool | None = None,
+    optimised: bool = True,
+    kernel: str | None = None,
 ) -> Path:
     """Compile kernels/`name` for the CPU; the cached shared library. UserError with the first error otherwise.
 
     checked: with a call before every memory access, and locals filled with a pattern.
-    optimised: all the way; None: where the file and its headers are those in kernels/.
+    optimised: all the way.
+    kernel: the only one that the library has; None: all of the file's.
     """
     folder = sources.folder()
     signature = "(const unsigned* grid, const unsigned* block, void* const* arguments)"
@@ -208,14 +215,13 @@ def compile_library(
         f'extern "C" CPU_SHARED const char* launch_{kernel}{signature} '
         f"{{ return cpu::run(grid, block, cpu::Entry<&{kernel}>::body, arguments); }}\n"
         f'extern "C" CPU_SHARED const unsigned* sizes_{kernel}() {{ return cpu::Entry<&{kernel}>::sizes; }}\n'
-        for kernel in sources.kernels(name)
+        for kernel in ([kernel] if kernel else sources.kernels(name))
     )
-    text = f'#include "host/cuda_on_cpu.h"\n#include "{name}"\n{entries}'
+    # GCC leaves inline functions out that nothing uses.
+    others = "#undef __global__\n#define __global__ inline\n" if kernel else ""
+    text = f'#include "host/cuda_on_cpu.h"\n{others}#include "{name}"\n{entries}'
     mode = [*(["-DCPU_FLOAT32_MMA"] if fast else []), *(_unit_flags(unit) if unit else [])]
-    texts = (name, "host/cuda_on_cpu.h", "host/hooks.cpp")
-    digest = sources.digest(*texts)
-    if optimised is None:
-        optimised = digest == shipped().digest(*texts)
+    digest = sources.digest(*_texts(name))
     flags = [*FLAGS, *_loop_flags()] if optimised else list(QUICK_FLAGS)
     if checked:
         flags = [*CHECKED_FLAGS, *_local_poison()]
@@ -256,14 +262,14 @@ class HostDevice:
         settings: Settings | None = None,
         optimised: bool | None = None,
     ) -> None:
-        """optimised: of its libraries, see `compile_library`."""
+        """optimised: whether its libraries are; None: those of a file that is, with its headers, as in kernels/."""
         self.sources = sources
         self.settings = settings or Settings()
         self.unit = unit
         self.fast = fast
         self.optimised = optimised
         self.arithmetic = "float32" if fast else "tensor-core"
-        self._libraries: dict[str, ctypes.CDLL] = {}
+        self._libraries: dict[tuple[str, str], ctypes.CDLL] = {}
         self.runtime = _runtime(str(shipped().folder()))
 
     def configured(self, **changes: Any) -> HostDevice:  # noqa: ANN401  dataclasses.replace's own signature
@@ -290,11 +296,8 @@ class HostDevice:
         UserError for arguments it does not take, KernelFailure for a block that never ends, OutOfBounds for an access
         that the memory did not allow.
         """
-        library = self._library(source)
-        size_function = getattr(library, f"sizes_{kernel}", None)
-        if size_function is None:
-            known = ", ".join(self.sources.kernels(source))
-            raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}")
+        library = self._library(source, kernel)
+        size_function = getattr(library, f"sizes_{kernel}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
         _check_sizes(kernel, grid, block)
         values = [kernel_argument(argument) for argument in arguments]
@@ -344,14 +347,25 @@ class HostDevice:
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
-    def _library(self, source: str) -> ctypes.CDLL:
-        if source not in self._libraries:
-            checked = bool(self.settings.checks)
-            library = compile_library(
-                self.sources, source, fast=self.fast, unit=self.unit, checked=checked, optimised=self.optimised
+    def _library(self, source: str, kernel: str) -> ctypes.CDLL:
+        """With all kernels of a file; with one where most are not wanted: of texts to be tried, and checked."""
+        if (source, kernel) not in self._libraries:
+            if kernel not in (known := self.sources.kernels(source)):
+                raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {', '.join(known)}")
+            checked, optimised = bool(self.settings.checks), self.optimised
+            if optimised is None:
+                optimised = self.sources.digest(*_texts(source)) == shipped().digest(*_texts(source))
+            path = compile_library(
+                self.sources,
+                source,
+                fast=self.fast,
+                unit=self.unit,
+                checked=checked,
+                optimised=optimised,
+                kernel=None if optimised and not checked else kernel,
             )
-            self._libraries[source] = ctypes.CDLL(str(library))
-        return self._libraries[source]
+            self._libraries[source, kernel] = ctypes.CDLL(str(path))
+        return self._libraries[source, kernel]
 
 
 def _check_sizes(kernel: str, grid: tuple[int, ...], block: tuple[int, ...]) -> None:

@@ -1,4 +1,5 @@
-// Asynchronous copies on the CPU, made as late as async.cuh allows: by the wait that covers their group.
+// Asynchronous copies on the CPU. Where shared memory is poisoned (runtime.h) they are made as late as async.cuh allows: by
+// the wait that covers their group. Elsewhere they are made at once, which costs less.
 //
 // Until then there is poison where they go to, neither what was there nor what will be, and their source may still change:
 // a wait that is missing or leaves a group too many, a copy outside its group, a place that others still read or a source
@@ -28,12 +29,14 @@ inline void make(const Copy& asked) {
 }  // namespace cpu
 
 template <int BYTES> inline void copy_async(void* shared, const void* global, bool valid) {
+    cpu::Copies& copies = cpu::self->copies;
+    const cpu::Copy asked{shared, valid ? global : nullptr, BYTES, copies.groups};
+    if (!copies.late) return cpu::copy<BYTES>(asked);
     typename cpu::Piece<BYTES>::type poison;
     std::memset(&poison, 0xFF, BYTES);
     *static_cast<decltype(poison)*>(shared) = poison;
-    cpu::Copies& copies = cpu::self->copies;
     if (copies.full()) cpu::make(copies.pop());
-    copies.push({shared, valid ? global : nullptr, BYTES, copies.groups});
+    copies.push(asked);
 }
 inline void commit_async() { ++cpu::self->copies.groups; }
 template <int pending> inline void wait_async() {

@@ -37,6 +37,7 @@ class Copies {  // that have not been made, in the order in which they were aske
 public:
     static constexpr unsigned most = 256;
     unsigned groups = 0;  // begun and ended
+    bool late = false;    // or they are made at once, and there are never any
 
     bool empty() const { return first_ == end_; }
     bool full() const { return size() == most; }

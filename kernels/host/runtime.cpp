@@ -330,6 +330,7 @@ void Worker::begin(Fiber& fiber, int index) const {
     thread.lane = index % warp_size;
     thread.warp = index / warp_size;
     thread.copies.clear();
+    thread.copies.late = launch_->settings.poison;
 }
 
 std::uint64_t Worker::random() { return random_ = mixed(random_); }

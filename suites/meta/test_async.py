@@ -72,7 +72,7 @@ extern "C" __global__ void many(const int* in, int* out) {
 
 @pytest.fixture(scope="module")
 def cpu():
-    return host.open_device(Sources((*shipped().files, ("copies.cu", KERNELS))))
+    return host.open_device(Sources((*shipped().files, ("copies.cu", KERNELS)))).configured(poison=True)
 
 
 @pytest.fixture
@@ -85,6 +85,12 @@ def test_a_copy_is_made_by_the_wait_from_what_is_there_then(cpu, numbers):
     cpu.launch("copies.cu", "late", (1,), (32,), source, out)
     assert out[:32].tolist() == [POISON] * 32
     assert out[32:64].tolist() == list(range(101, 133))
+
+
+def test_without_poison_a_copy_is_made_at_once(cpu, numbers):
+    source, out = numbers
+    cpu.configured(poison=False).launch("copies.cu", "late", (1,), (32,), source, out)
+    assert out[:64].tolist() == [*range(1, 33)] * 2
 
 
 def test_a_wait_leaves_the_newest_groups_and_what_is_in_none(cpu, numbers):

@@ -63,7 +63,7 @@ class Settings:
     seconds: float = 300.0
     """A launch may take; then it is a KernelFailure. 0: for ever."""
     poison: bool = False
-    """Shared memory is filled with 0xFF before every block."""
+    """Shared memory is filled with 0xFF before every block; asynchronous copies are made as late as they may be."""
     checks: frozenset[str] = frozenset()
     """Of CHECKS: every memory access of the kernels is checked, by slower libraries and on one thread."""
 

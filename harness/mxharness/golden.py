@@ -1,4 +1,8 @@
-"""References: the shortest code that says what is right, in float64, sharing nothing with what it judges."""
+"""References: the shortest code that says what is right, in float64, sharing nothing with what it judges.
+
+They are computed where their arguments are. The tables are copied there at every call: one that stayed on a GPU could
+be written over by the kernel that is judged.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,17 @@ def quantize(x: torch.Tensor, scale_rule: str, tie_rule: str) -> tuple[torch.Ten
 
     Exact for every x that is a float32. The rules are mxfp4.quantize's.
     """
+    values, powers = VALUES.to(x.device), SCALES.to(x.device)
     blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).reshape(*x.shape[:-1], -1, 32)
     amax = blocks.abs().amax(-1)
     if scale_rule in ("floor", "even"):  # the largest scale with target * scale <= amax
         target = {"floor": 4.0, "even": 3.5}[scale_rule]
-        scales = torch.searchsorted(target * SCALES, amax, right=True) - 1
+        scales = torch.searchsorted(target * powers, amax, right=True) - 1
     else:  # the smallest scale with target * scale >= amax
         target = {"rceil": 6.0, "ceil": 4.0}[scale_rule]
-        scales = torch.searchsorted(target * SCALES, amax)
+        scales = torch.searchsorted(target * powers, amax)
     scales = scales.clamp(0, 254)
-    distance = (blocks.abs() / SCALES[scales].unsqueeze(-1)).unsqueeze(-1).sub(VALUES).abs()  # (..., 32, 8)
+    distance = (blocks.abs() / powers[scales].unsqueeze(-1)).unsqueeze(-1).sub(values).abs()  # (..., 32, 8)
     nearest = distance == distance.amin(-1, keepdim=True)
     lower = nearest.to(torch.uint8).argmax(-1)
     upper = 7 - nearest.flip(-1).to(torch.uint8).argmax(-1)
@@ -34,8 +39,8 @@ def quantize(x: torch.Tensor, scale_rule: str, tie_rule: str) -> tuple[torch.Ten
 
 def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The exact values (..., K) float64 of codes (..., K) and scale bytes (..., K/32); NaN where the byte is 255."""
-    values = torch.cat((VALUES, -VALUES))[codes.long()]
-    powers = torch.cat((SCALES, torch.tensor([torch.nan], dtype=torch.float64)))[scales.long()]
+    values = torch.cat((VALUES, -VALUES)).to(codes.device)[codes.long()]
+    powers = torch.nn.functional.pad(SCALES, (0, 1), value=torch.nan).to(scales.device)[scales.long()]
     return values * powers.repeat_interleave(32, -1)
 
 

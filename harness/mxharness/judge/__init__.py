@@ -1,7 +1,7 @@
 """The one comparison: is this output right, element by element, and if not, where and how badly.
 
-compare.py compares one output, evidence.py refuses what proves nothing, message.py says what is wrong and what it looks
-like, localise.py asks the kernel itself where along K.
+references.py says what is right, compare.py compares one output, evidence.py refuses what proves nothing, message.py
+says what is wrong and what it looks like, localise.py asks the kernel itself where along K.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mxharness import facts, regimes
 from mxharness.device import Device
 from mxharness.execution import Execution, as_bytes, execute
 from mxharness.facts import DeviceFact
-from mxharness.judge import evidence, localise, measures
+from mxharness.judge import evidence, localise, measures, references
 from mxharness.judge.compare import compare, largest_of
 from mxharness.judge.message import compose
 from mxharness.op import Case, Expected, Gate, Op, Outcome, Tensors
@@ -68,9 +68,11 @@ def _judge(
     device: Device | None,
 ) -> Outcome:
     outputs = execution.outputs
-    verdicts = {}
+    verdicts, disagreement = {}, ""
     if outputs:
-        expected = _expected(op, case, gate, inputs, outputs)
+        where = references.place(device, inputs, outputs)
+        found = references.find(op, case, gate, inputs, outputs, where)
+        expected, disagreement = found.expected, found.disagreement
         _check_forms(op, case, gate, outputs, expected)
         verdicts = {name: compare(outputs[name], expected[name], gate, op.tolerance) for name in expected}
     bad = sum(int(verdict.bad.sum()) for verdict in verdicts.values())
@@ -80,7 +82,8 @@ def _judge(
     inf = sum(int(tensor.isinf().sum()) for tensor in floats)
     nothing = evidence.degenerate(case, inputs), evidence.empty(case, gate, {n: v.want for n, v in verdicts.items()})
     refusals = [text for text in (*nothing, *(verdict.refusal for verdict in verdicts.values())) if text]
-    passed = bool(outputs) and bad == 0 and not execution.violations and not refusals
+    broken = [*execution.violations, *([disagreement] if disagreement else [])]
+    passed = bool(outputs) and bad == 0 and not broken and not refusals
     wants = {name: (outputs[name], verdict.want) for name, verdict in verdicts.items()}
     outcome = Outcome(
         case=str(case),
@@ -99,7 +102,7 @@ def _judge(
         max_ulp=max((measures.ulps(*pair) for pair in wants.values()), default=math.inf),
         nmse=max((measures.nmse(*pair) for pair in wants.values()), default=math.inf),
         ties=sum(verdict.ties for verdict in verdicts.values()),
-        refused=bool(outputs) and bool(refusals) and bad == 0 and not execution.violations,
+        refused=bool(outputs) and bool(refusals) and bad == 0 and not broken,
         digest=digest(outputs),
         inputs=digest(inputs),
         message="",
@@ -116,7 +119,7 @@ def _judge(
         searched = device is not None and op.operands is not None and not execution.violations
         return _along_k(op, case, gate, inputs, name, device) if searched and device is not None else ""
 
-    sentences = [*execution.violations, *refusals]
+    sentences = [*broken, *refusals]
     return replace(outcome, message=compose(op, case, gate, outputs, verdicts, sentences, places, along_k))
 
 
@@ -132,7 +135,7 @@ def _along_k(op: Op, case: Case, gate: Gate, inputs: Tensors, output: str, devic
         execution = execute(op, case, device, kept)
         if execution.violations or not execution.outputs:
             return None
-        expected = _expected(op, case, gate, kept, execution.outputs)[output]
+        expected = references.computed(op, case, gate, kept, execution.outputs)[output]
         return bool(compare(execution.outputs[output], expected, gate, op.tolerance).bad.any())
 
     trial = localise.Trial(inputs[operand.name], operand, fails)
@@ -152,19 +155,6 @@ def digest(tensors: Tensors) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(as_bytes(tensor).numpy().tobytes())
     return total.hexdigest()[:16]
-
-
-def _expected(op: Op, case: Case, gate: Gate, inputs: Tensors, outputs: Tensors) -> Mapping[str, Expected]:
-    if gate == "predicted":
-        if op.predict is None:
-            raise ValueError(f"{op.name} predicts no bits")
-        return {name: Expected(tensor) for name, tensor in op.predict(case, {**outputs, **inputs}).items()}
-    if gate == "composed":
-        if op.composed is None:
-            raise ValueError(f"{op.name} is one stage")
-        return op.composed(case, inputs)
-    stages = op.golden(case, {**outputs, **inputs})
-    return {name: one for name, one in stages.items() if gate != "exact-arithmetic" or one.quantum is not None}
 
 
 def _check_forms(op: Op, case: Case, gate: Gate, outputs: Tensors, expected: Mapping[str, Expected]) -> None:

@@ -132,7 +132,7 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
             rows[name] = _turned(case, inputs, rows[name], dtype)
     held = {}
     for name in "kv":
-        before = torch.zeros(B, Hkv, T + P, D, dtype=torch.float64)
+        before = torch.zeros(B, Hkv, T + P, D, dtype=torch.float64, device=rows[name].value.device)
         error = placed(rows[name].error, inputs["positions"], before)
         if P:
             before[:, :, :P] = inputs[f"past_{name}"].double().transpose(1, 2)
@@ -145,7 +145,7 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
     flat = Bounded(heads.value.flatten(2), heads.error.flatten(2))
     chunk, K = tensor_core.CHUNK[case.dtype], weights.shape[-1]
     y = contraction(flat, weights, min(chunk, K) + -(-K // chunk))
-    bias = inputs["bias"].double() if "bias" in inputs else torch.zeros(N_OUT)
+    bias = inputs["bias"].double() if "bias" in inputs else torch.zeros(N_OUT, device=y.value.device)
     return {"y": Expected(y.value + bias, y.value.abs() + y.error + bias.abs(), 1, dtype, y.error)}
 
 

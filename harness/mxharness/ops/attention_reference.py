@@ -45,8 +45,8 @@ class Rule:
     def visible(self, T: int, S: int) -> torch.Tensor:
         """(B, 1, T, S) bool."""
         length = self.lengths.long()[:, None, None]
-        query = length - T + torch.arange(T)[None, :, None]
-        key = torch.arange(S)[None, None, :]
+        query = length - T + torch.arange(T, device=length.device)[None, :, None]
+        key = torch.arange(S, device=length.device)[None, None, :]
         seen = (key < length).expand(-1, T, -1)
         if self.causal:
             seen = seen & (key <= query)
@@ -127,7 +127,7 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
 
     chunks = -(-int(rule.lengths.max()) // CHUNK)
     off = off + _U * below + 2 * _U * (1 + chunks) + UNIT_ROUNDOFF[dtype]
-    first = torch.arange(weight.shape[-1]) // CHUNK
+    first = torch.arange(weight.shape[-1], device=weight.device) // CHUNK
     tops = torch.stack([torch.where(first == c, weight, 0.0).amax(-1) for c in range(chunks + 1)], -1)
     flushed = torch.where(weight > 0, SMALLEST[dtype] / 2 * tops[..., first.clamp_max(chunks)], 0.0)
     moved = weight * torch.expm1(off) + flushed
@@ -175,9 +175,10 @@ def stored_as_mxfp4(rows: Bounded) -> Bounded:
 def _nearest(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The closest value of E2M1 times scale (.., 1), ties to the even code."""
     scaled = x.abs() / scale.unsqueeze(-1)
-    distance = (scaled.unsqueeze(-1) - VALUES).abs()
+    values = VALUES.to(x.device)
+    distance = (scaled.unsqueeze(-1) - values).abs()
     lower = distance.argmin(-1)
     upper = (lower + 1).clamp_max(7)
     tie = distance.gather(-1, lower.unsqueeze(-1)) == distance.gather(-1, upper.unsqueeze(-1))
     code = torch.where(tie.squeeze(-1) & (lower % 2 == 1), upper, lower)
-    return VALUES[code] * scale.unsqueeze(-1) * x.sign()
+    return values[code] * scale.unsqueeze(-1) * x.sign()

@@ -152,12 +152,14 @@ def golden_positions(case: Case, tensors: Tensors) -> Mapping[str, Expected]:
     """Y (B, T, K): the sum in float32, rounded once to x's dtype."""
     _, T, _, K = case.shape
     x = tensors["x"]
-    start = tensors["start"].long() if "start" in tensors else torch.full((len(x),), int(case.option("start") or 0))
+    start = tensors.get("start")
+    if start is None:
+        start = torch.full((len(x),), int(case.option("start") or 0), device=x.device)
     if "mxfp4" in case.options:
         table = reference.decode(mxfp4.unpack(tensors["codes"]), tensors["scales"])[:, :K].to(torch.float32)
     else:
         table = tensors["positions"]
-    rows = _rows(table.double(), start[:, None] + torch.arange(T))
+    rows = _rows(table.double(), start.long()[:, None] + torch.arange(T, device=x.device))
     # Two float32 summands: float64 rounds far enough away from float32 that rounding again is rounding once.
     return {"y": Expected((x.double() + rows).to(torch.float32).to(x.dtype))}
 

@@ -13,7 +13,8 @@ from mxharness.op import Case, Expected, Tensors
 def rotate(x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor, order: str | None) -> Expected:
     """Rows x (B, T, H, D) rotated in x's own precision, and |terms|; chain 2: a product and the sum."""
     T = x.shape[1]
-    turn = table[positions.long()[:, None] + torch.arange(T)].to(x.dtype).unsqueeze(2)  # (B, T, 1, D/2, 2)
+    place = positions.long()[:, None] + torch.arange(T, device=x.device)
+    turn = table[place].to(x.dtype).unsqueeze(2)  # (B, T, 1, D/2, 2)
     cos, sin = turn[..., 0], turn[..., 1]
     half = x.shape[-1] // 2
     a, b = (x[..., 0::2], x[..., 1::2]) if order == "interleaved" else (x[..., :half], x[..., half:])  # (.., D/2)
@@ -53,8 +54,8 @@ def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def placed(rows: torch.Tensor, positions: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """The cache `before` (B, Hkv, S, ..) with rows (B, T, Hkv, ..) at positions[b] + t."""
     after = before.clone()
-    place = positions.long()[:, None] + torch.arange(rows.shape[1])
-    after[torch.arange(len(after))[:, None], :, place] = rows
+    place = positions.long()[:, None] + torch.arange(rows.shape[1], device=rows.device)
+    after[torch.arange(len(after), device=after.device)[:, None], :, place] = rows
     return after
 
 

@@ -101,7 +101,8 @@ def _by_expert(
 
 def _product(tensors: Tensors, name: str, x: torch.Tensor, dtype: torch.dtype) -> Expected:
     """A row of x (T, k, K) times the weight of its actual expert, plus that expert's bias: (T, k, N)."""
-    value = torch.full((*x.shape[:2], tensors[f"{name}_bias"].shape[1]), torch.nan, dtype=torch.float64)
+    shape = (*x.shape[:2], tensors[f"{name}_bias"].shape[1])
+    value = torch.full(shape, torch.nan, dtype=torch.float64, device=x.device)
     magnitude, step = value.clone(), value.clone()
     for here, (codes, scales, bias) in _by_expert(tensors, name, tensors["ids"]):
         rows, terms = reference.contraction(x[here], reference.decode(mxfp4.unpack(codes), scales))
@@ -183,7 +184,7 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
 
 def _bounded_product(inputs: Tensors, name: str, x: Bounded, ids: torch.Tensor, dtype: torch.dtype) -> Bounded:
     """As _product, from rows that are not exact; activations of `dtype`."""
-    value = torch.empty((*ids.shape, inputs[f"{name}_bias"].shape[1]), dtype=torch.float64)
+    value = torch.empty((*ids.shape, inputs[f"{name}_bias"].shape[1]), dtype=torch.float64, device=ids.device)
     error = torch.empty_like(value)
     for here, (codes, scales, bias) in _by_expert(inputs, name, ids):
         weights = reference.decode(mxfp4.unpack(codes), scales)

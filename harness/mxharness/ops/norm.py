@@ -114,7 +114,7 @@ def norm(kind: str, s: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     wide, w, K = s.double(), weight.double(), s.shape[1]
     path = -(-K // threads(K)) - 1 + 5 + threads(K) // 32 - 1
     chain = min(K - 1, path) + (K & (K - 1) != 0)
-    centre = wide.mean(1, keepdim=True) if kind == "layer" else torch.zeros(len(s), 1, dtype=torch.float64)
+    centre = wide.mean(1, keepdim=True) if kind == "layer" else torch.zeros_like(wide[:, :1])
     distance = wide - centre
     inverse = (distance.square().mean(1, keepdim=True) + float(np.float32(eps))).rsqrt()
     scaled = distance * inverse * w

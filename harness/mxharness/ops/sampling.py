@@ -98,7 +98,7 @@ def filtered(z: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """Z (M, V) with all past `last` (M) in the order -Inf; NaN throughout where nothing is last."""
     at = last.clamp(0, z.shape[-1] - 1).unsqueeze(-1)
     edge = z.gather(-1, at)
-    kept = (z > edge) | ((z == edge) & (torch.arange(z.shape[-1]) <= at))
+    kept = (z > edge) | ((z == edge) & (torch.arange(z.shape[-1], device=z.device) <= at))
     return z.where(kept, -torch.inf).where(last.unsqueeze(-1) >= 0, torch.nan)
 
 

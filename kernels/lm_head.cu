@@ -2,7 +2,7 @@
 // The logits themselves, x W^T, are a GEMM (gemm.cu).
 //
 //   z, y, p   (M, V) float32     ids, last  (M) int64     uniforms  (M) float32
-//   a block a row, of 32 or more threads, a multiple of 32
+//   a block a row, of 32 or more threads, a multiple of 32; a row of blocks for each row where it is said
 //
 // Order of tokens: the larger logit first (-0 = +0), at equal logits the lower id. A filter keeps the first so many
 // tokens of that order; `last` is the last one kept; all others become -Inf.
@@ -12,10 +12,15 @@
 // so that any schedule has the same bits. 2^22 tokens have a total below 2^63. A row without a softmax (its maximum is
 // NaN or infinite) has no mass: filters and probabilities give NaN throughout, a sample is -1. Where only the order
 // counts (top-k, greedy) Inf is a number like others, and NaN alone gives NaN throughout and -1.
+//
+// One block cannot read a vocabulary as fast as the GPU could, so that a few tokens are chosen by many: each keeps the
+// first of its slice, and another launch the first of those, until one block has them. The order is total, so that the
+// slices change nothing.
 #include "math.cuh"
 #include "warp.cuh"
 
 constexpr int THREADS = 512;  // the most in a block
+constexpr int SLICE = 2048;   // the most tokens that a block sorts, and of which one keeps some
 constexpr float INFINITE = __builtin_huge_valf(), NONE = __builtin_nanf("");
 
 using Mass = std::uint64_t;
@@ -25,6 +30,13 @@ __device__ inline std::uint32_t key_of(float z) {
     const std::uint32_t bits = __float_as_uint(__fadd_rn(z, 0.0f));
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
+// A token's place in the order: the larger the earlier. Of NaN it is past all others; 0 is no token's.
+constexpr std::uint64_t NAN_RANK = ~0ull;
+__device__ inline std::uint64_t rank_of(float z, int id) {
+    const std::uint64_t key = key_of(z);
+    return z != z ? NAN_RANK : key << 32 | ~static_cast<std::uint32_t>(id);
+}
+__device__ inline int id_of(std::uint64_t rank) { return static_cast<int>(~static_cast<std::uint32_t>(rank)); }
 __device__ inline float logit_of(std::uint32_t key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
 
 struct Softmax {
@@ -65,8 +77,18 @@ struct Row {
     const float* z;
     int V;
 
+    // A few at a time, all read before the first is used.
     template <class Use> __device__ void each(Use use) const {
-        for (int id = threadIdx.x; id < V; id += blockDim.x) use(z[id], id);
+        constexpr int AHEAD = 8;
+        const int step = static_cast<int>(blockDim.x);
+        for (int begin = threadIdx.x; begin < V; begin += AHEAD * step) {
+            float read[AHEAD];
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) read[i] = begin + i * step < V ? z[begin + i * step] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i)
+                if (begin + i * step < V) use(read[i], begin + i * step);
+        }
     }
     // This thread's part when the ids are cut into as many runs as there are threads, in ascending order.
     __device__ int run() const { return (V + static_cast<int>(blockDim.x) - 1) / static_cast<int>(blockDim.x); }
@@ -152,7 +174,84 @@ __device__ inline void refuse(float* y, long long* last, const Row& row) {
     if (threadIdx.x == 0) last[blockIdx.x] = -1;
 }
 
+// ---------------------------------------------------------------------------------------------- few tokens of many
+
+// What a row's blocks choose from: its tokens, or `from`, what an earlier launch has left of them, n of either.
+struct Choice {
+    const float* z;
+    const std::uint64_t* from;
+    int n;
+
+    __device__ std::uint64_t operator[](int i) const {
+        if (i >= n) return 0;
+        const long long at = static_cast<long long>(blockIdx.x) * n + i;
+        return from != nullptr ? from[at] : rank_of(z[at], i);
+    }
+};
+
+// Ranks, a power of 2 of them, into falling order (Batcher's bitonic sort): no step's pairs have an element in common.
+__device__ inline void sort(std::uint64_t* ranks, int count) {
+    for (int size = 2; size <= count; size *= 2)
+        for (int distance = size / 2; distance > 0; distance /= 2) {
+            __syncthreads();
+#pragma unroll 4
+            for (int pair = threadIdx.x; pair < count / 2; pair += static_cast<int>(blockDim.x)) {
+                const int low = 2 * pair - (pair & (distance - 1)), high = low + distance;
+                const std::uint64_t first = ranks[low], second = ranks[high];
+                if ((first < second) == ((low & size) == 0)) {
+                    ranks[low] = second;
+                    ranks[high] = first;
+                }
+            }
+        }
+    __syncthreads();
+}
+
 // ---------------------------------------------------------------------------------------------- entry points
+
+// Block (row, slice): the first k <= each of a slice of `each` of its choice, a power of 2; of fewer all, and then 0.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_first(std::uint64_t* first, const float* z, const std::uint64_t* from, int n, int each, int k) {
+    __shared__ std::uint64_t ranks[SLICE];
+    const Choice choice{z, from, n};
+#pragma unroll 8
+    for (int i = threadIdx.x; i < each; i += static_cast<int>(blockDim.x))
+        ranks[i] = choice[static_cast<int>(blockIdx.y) * each + i];
+    sort(ranks, each);
+    std::uint64_t* to = first + (static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y) * k;
+    for (int i = threadIdx.x; i < k; i += static_cast<int>(blockDim.x)) to[i] = ranks[i];
+}
+
+// Block (row, slice): of the row's first k tokens, sorted, all that its slice of z holds stay.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_keep(float* y, long long* last, const float* z, const std::uint64_t* first, int V, int k) {
+    const std::uint64_t* mine = first + static_cast<long long>(blockIdx.x) * k;
+    const std::uint64_t edge = mine[k - 1];
+    const bool ordered = mine[0] != NAN_RANK;
+    const long long row = static_cast<long long>(blockIdx.x) * V;
+    const int begin = static_cast<int>(blockIdx.y) * SLICE, step = static_cast<int>(blockDim.x);
+#pragma unroll 2
+    for (int id = begin + static_cast<int>(threadIdx.x); id < min(begin + SLICE, V); id += step) {
+        const float logit = z[row + id];
+        y[row + id] = !ordered ? NONE : rank_of(logit, id) >= edge ? logit : -INFINITE;
+    }
+    if (blockIdx.y == 0 && threadIdx.x == 0) last[blockIdx.x] = ordered ? id_of(edge) : -1;
+}
+
+// Block (row, slice): the first token of `each` of its choice, as a rank to `first` or, where that is null, as an id.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lm_head_greedy(std::uint64_t* first, long long* ids, const float* z, const std::uint64_t* from, int n, int each) {
+    const Choice choice{z, from, n};
+    const int begin = static_cast<int>(blockIdx.y) * each, step = static_cast<int>(blockDim.x);
+    std::uint64_t best = 0;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < each; i += step) best = Max()(best, choice[begin + i]);
+    best = over_block(best, Max());
+    if (threadIdx.x == 0) {
+        if (first != nullptr) first[static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y] = best;
+        else ids[blockIdx.x] = best == NAN_RANK ? -1 : id_of(best);
+    }
+}
 
 // Flat: y = z / temperature.
 extern "C" __global__ void __launch_bounds__(256)
@@ -167,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// 1 <= k <= V tokens stay.
+// 1 <= k <= V tokens stay; where they are not few.
 extern "C" __global__ void __launch_bounds__(THREADS)
     lm_head_topk(float* y, long long* last, const float* z, int V, int k) {
     const Row row = row_of(z, V);
@@ -184,21 +283,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Softmax softmax = softmax_of(row);
     if (!softmax.exists()) refuse(to, last, row);
     else keep(to, last, row, share(total_of(row, softmax), p, true), softmax);
-}
-
-// The first token of the order.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    lm_head_greedy(long long* ids, const float* z, int V) {
-    const Row row = row_of(z, V);
-    constexpr std::uint64_t nan = ~0ull;
-    std::uint64_t best = 0;  // the key above the inverted id, so that the lowest id wins
-    row.each([&](float z, int id) {
-        const std::uint64_t own = static_cast<std::uint64_t>(key_of(z)) << 32 | ~static_cast<std::uint32_t>(id);
-        best = Max()(best, z != z ? nan : own);
-    });
-    best = over_block(best, Max());
-    const long long id = ~static_cast<std::uint32_t>(best);
-    if (threadIdx.x == 0) ids[blockIdx.x] = best == nan ? -1 : id;
 }
 
 // Softmax; the denominator is the row's whole mass, so its terms are cut off at 2^-40 of the largest.

@@ -1,6 +1,8 @@
-"""Kernels that hand their elements to threads otherwise on a GPU: the CPU runs that arrangement, too, with its bytes."""
+"""Kernels that hand elements to threads otherwise on a GPU: the CPU runs that arrangement, too, with its bytes."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 from mxharness.device import host
@@ -11,7 +13,7 @@ from mxharness.op import Case
 from mxharness.ops import find
 
 SHAPES = ((3, 49), (2, 72), (5, 160), (3, 4224), (300, 96))
-"""Rows that end in a part of a block, at and beside 16 bytes; more than one block of threads, and less than its last."""
+"""Rows that end in a part of a block, at and beside 16 bytes; more than one block of threads, the last in part."""
 
 
 @pytest.mark.parametrize("name", ["quantize", "dequant"])
@@ -19,7 +21,8 @@ def test_a_gpus_arrangement_is_right_on_a_cpu(name):
     op = find(name)
     device = host.open_device(shipped().replaced(op.source, "#ifdef __CUDACC__", "#if 1"))
     regime = {"quantize": "ties", "dequant": "codes"}[name]
-    for case in (Case(name, shape, regime=regime, dtype=dtype) for shape in SHAPES for dtype in ("fp32", "bf16", "fp16")):
+    for shape, dtype in product(SHAPES, ("fp32", "bf16", "fp16")):
+        case = Case(name, shape, regime=regime, dtype=dtype)
         inputs = op.make_inputs(case)
         execution = execute(op, case, device, inputs)
         assert not execution.violations

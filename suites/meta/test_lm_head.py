@@ -1,5 +1,6 @@
 """Top-p and a sample count exactly: at a boundary one unit of mass, 2^-40 of the largest token's, decides the token.
 
+A few tokens are the right ones when many blocks choose them, in one round of slices, two or three.
 The judge allows for the rounding of every mass and leaves such a unit open. Here the masses are integers that are known
 from the bits of the exponential, and Python's integers say which token is right.
 """
@@ -9,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mxharness.ops import elementary_bits
+from mxharness import mxfp4
+from mxharness.functional import lm_head
+from mxharness.ops import elementary_bits, sampling
 
 ONE, UNITS = 1 << 40, 1 << 32
 """The largest token's mass; the units that shares are counted in."""
@@ -64,3 +67,29 @@ def test_a_nucleus_is_right_to_the_last_unit(device, tokens):
     device.synchronize()
     assert last.tolist() == right
     assert y.isfinite().sum(-1).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(("V", "k"), [(2048, 2048), (2049, 1), (4099, 50), (17_000, 256)])
+def test_tokens_that_many_blocks_choose_are_the_first_in_order(device, V, k):
+    """Every logit 17 times, all 0 and all zeros of both signs; then with a NaN, and one past float32's range."""
+    numbers = torch.Generator().manual_seed(V)
+    drawn = torch.randn(-(-V // 17), 32, generator=numbers)
+    weight = mxfp4.quantize(drawn.repeat(17, 1)[torch.randperm(V, generator=numbers)])
+    scales = weight.scales.clone()
+    scales[V // 2] = 254
+    broken = scales.clone()
+    broken[V // 3] = 255
+    x = torch.randn(3, 32, generator=numbers)
+    x[1], x[2] = 0, x[2] * 2.0**-140
+    x = device.upload(x.bfloat16())
+    for these in (weight.scales, scales, broken):
+        stored = mxfp4.Quantized(device.upload(weight.codes), device.upload(these))
+        stages = lm_head.logit_stages(x, stored, top_k=k, device=device)
+        device.synchronize()
+        z, last = stages["logits"].cpu(), stages["top_k_last"].cpu()
+        assert torch.equal(last, sampling.top_k(z, k).value)
+        right, y = sampling.filtered(z, last), stages["top_k"].cpu()
+        assert torch.equal(y.where(~y.isnan(), 7), right.where(~right.isnan(), 7))
+        ids = lm_head.greedy_stages(x, stored, device=device)["ids"]
+        device.synchronize()
+        assert torch.equal(ids.cpu(), sampling.greedy(z).value)

@@ -39,6 +39,14 @@ MOST_TOKENS = 1 << 22
 """So that the masses of a row, at most 2^40 each, stay below 2^63."""
 _WARP_TOKENS = 1024
 """Up to so many tokens a row is one warp's work."""
+_THREADS = 512
+"""Of a block that has a longer row to itself."""
+_SLICE_THREADS = 256
+"""Of one that has a slice of it."""
+_SLICE = 2048
+"""Tokens that a block sorts, or of which it keeps some."""
+_FEW = 256
+"""Up to so many tokens are chosen by many blocks; at least half of a slice falls away then."""
 _SOURCE = "lm_head.cu"
 
 
@@ -158,7 +166,16 @@ def greedy_stages(x: torch.Tensor, weight: Quantized, *, device: Device | None =
     stages = logit_stages(x, weight, device=device)
     z = stages["logits"]
     stages["ids"] = device.empty((len(z),), torch.int64)
-    device.launch(_SOURCE, "lm_head_greedy", (len(z),), _block(z), stages["ids"], z, z.shape[1])
+    M, V = z.shape
+    slices = -(-V // _SLICE)
+    if slices == 1:
+        device.launch(_SOURCE, "lm_head_greedy", (M, 1), _block(z), None, stages["ids"], z, None, V, V)
+        return stages
+    first = device.empty((M, slices), torch.int64)
+    device.launch(_SOURCE, "lm_head_greedy", (M, slices), (_SLICE_THREADS,), first, None, z, None, V, _SLICE)
+    device.launch(
+        _SOURCE, "lm_head_greedy", (M, 1), (_SLICE_THREADS,), None, stages["ids"], None, first, slices, slices
+    )
     return stages
 
 
@@ -222,10 +239,29 @@ def _check(device: Device, x: torch.Tensor, weight: Quantized, top_k: int, top_p
 
 def _filtered(device: Device, name: str, z: torch.Tensor, limit: int | np.int64) -> dict[str, torch.Tensor]:
     y, last = device.empty(tuple(z.shape), torch.float32), device.empty((len(z),), torch.int64)
+    (M, V), k = z.shape, int(limit)
+    if name == "top_k" and (k <= _FEW or V <= _SLICE):
+        block = (32 if V <= _WARP_TOKENS else _SLICE_THREADS,)
+        device.launch(_SOURCE, "lm_head_keep", (M, -(-V // _SLICE)), block, y, last, z, _first(device, z, k), V, k)
+        return {f"{name}_last": last, name: y}
     kernel = f"lm_head_{name.replace('_', '')}"
     device.launch(_SOURCE, kernel, (len(z),), _block(z), y, last, z, z.shape[1], limit)
     return {f"{name}_last": last, name: y}
 
 
+def _first(device: Device, z: torch.Tensor, k: int) -> torch.Tensor:
+    """The ranks (M, k) of the first k tokens of every row, in order: of slices, then of what is left of slices."""
+    (M, n), first = z.shape, None
+    while True:
+        each = min(_SLICE, 1 << (n - 1).bit_length())
+        slices = -(-n // each)
+        left = device.empty((M, slices * k), torch.int64)
+        block = (min(_SLICE_THREADS, max(32, each // 8)),)
+        device.launch(_SOURCE, "lm_head_first", (M, slices), block, left, z, first, n, each, k)
+        if slices == 1:
+            return left
+        n, first = slices * k, left
+
+
 def _block(z: torch.Tensor) -> tuple[int]:
-    return (32 if z.shape[1] <= _WARP_TOKENS else 512,)
+    return (32 if z.shape[1] <= _WARP_TOKENS else _THREADS,)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 _MODULE = "mxharness.functional.lm_head"
-_GREEDY = """\
-        const std::uint64_t own = static_cast<std::uint64_t>(key_of(z)) << 32 | ~static_cast<std::uint32_t>(id);
-        best = Max()(best, z != z ? nan : own);
-    });
-    best = over_block(best, Max());
-    const long long id = ~static_cast<std::uint32_t>(best);"""
+_RANK = """\
+    return z != z ? NAN_RANK : key << 32 | ~static_cast<std::uint32_t>(id);
+}
+__device__ inline int id_of(std::uint64_t rank) { return static_cast<int>(~static_cast<std::uint32_t>(rank)); }"""
 
 FAULTS = (
     Fault(
@@ -44,7 +42,7 @@ FAULTS = (
         seen_in="samplers that compare with the k-th logit as if it were outside",
         symptom="k - 1 tokens are left; k = 2 is greedy",
         change=KernelChange(
-            "lm_head.cu", "keep(to, last, row, k, Count());", "keep(to, last, row, max(k - 1, 1), Count());"
+            "lm_head.cu", "const std::uint64_t edge = mine[k - 1];", "const std::uint64_t edge = mine[max(k - 2, 0)];"
         ),
         op="lm_head_forward_topk",
         detector="bound",
@@ -53,7 +51,7 @@ FAULTS = (
         name="top-k-keeps-all-ties",
         seen_in="huggingface/transformers, TopKLogitsWarper",
         symptom="more than k tokens are left where several have the k-th logit",
-        change=KernelChange("lm_head.cu", "(key_of(z) == key && id <= cut)", "(key_of(z) == key)"),
+        change=KernelChange("lm_head.cu", "rank_of(logit, id) >= edge", "rank_of(logit, id) >> 32 >= edge >> 32"),
         op="lm_head_forward_topk",
         detector="bound",
     ),
@@ -96,7 +94,7 @@ FAULTS = (
         seen_in="parallel reductions that compare with >=",
         symptom="another token than elsewhere where two logits are equal",
         change=KernelChange(
-            "lm_head.cu", _GREEDY, _GREEDY.replace("~static_cast<std::uint32_t>", "+static_cast<std::uint32_t>")
+            "lm_head.cu", _RANK, _RANK.replace("~static_cast<std::uint32_t>", "+static_cast<std::uint32_t>")
         ),
         op="lm_head_greedy",
         detector="bound",

@@ -65,7 +65,7 @@ def tokens():
 
 def test_the_embedded_model_passes_its_baseline(device):
     found = judged.judge_model(
-        embedded.embedded(), text.load_text("default"), device, ("fp16",), "windows-512-half", windows=8,
+        embedded.embedded(), text.load_text("default"), device, ("fp16",), "windows-512-half", windows=4,
         baseline="embedded", original=embedded.embedded(original=True),
     )  # fmt: skip
     assert found.passed, found.judgements["fp16"].reason
@@ -77,7 +77,8 @@ def test_planted_defects_of_the_embedded_model(kept, tokens, name):
     original = embedded.embedded(original=True)
     defect = defects.DEFECTS[name] if name else None
     candidate = reference.float32(defects.quantised(original, defects.everything, defect))
-    found = verdict.judge(list(compared.against(kept, candidate, tokens.ids)(select(kept.spans, 8))), RULES)
+    spans = select(kept.spans, 8 if name == "zeroed-blocks" else 4)  # the rarest defect takes more tokens to be seen
+    found = verdict.judge(list(compared.against(kept, candidate, tokens.ids)(spans)), RULES)
     if name is None:
         assert found.verdict == "pass", found.reason
         assert found.divergence.mean < 1e-6

@@ -1,0 +1,65 @@
+"""Workers take tests from each other, and tests that plant faults are spread over the checks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from mxharness.plugin.sharing import spread
+
+PROJECT = {
+    "conftest.py": """
+import pytest
+pytest_plugins = ["mxharness.plugin.sharing"]
+@pytest.fixture
+def plant(): ...
+""",
+    "test_it.py": """
+import pytest
+@pytest.mark.parametrize("gate", ["a", "b", "c", "d"])
+def test_check(gate): ...
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_fault(name, plant): ...
+def test_last(): ...
+""",
+}
+CHECKS, FAULTS = ["check[a]", "check[b]", "check[c]", "check[d]"], ["fault[x]", "fault[y]"]
+
+
+@pytest.mark.parametrize(
+    ("options", "scheduling", "order"),
+    [
+        (("-n", "1"), "WorkStealing", ["fault[x]", *CHECKS[:2], "fault[y]", *CHECKS[2:], "last"]),
+        (("-n", "1", "--dist", "load"), "Load", ["fault[x]", *CHECKS[:2], "fault[y]", *CHECKS[2:], "last"]),
+        ((), "", [*CHECKS, *FAULTS, "last"]),
+    ],
+    ids=["by default", "asked for", "one process"],
+)
+def test_a_worker_takes_from_others_and_has_its_faults_among_the_checks(tmp_path, options, scheduling, order):
+    for name, text in PROJECT.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "xdist.plugin", *options]
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other plugins take long to import
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
+    assert re.findall(r"scheduling tests via (\w+)Scheduling", done.stdout) == ([scheduling] if scheduling else [])
+    assert re.findall(r"PASSED.* test_it.py::test_(\S+)|::test_(\S+) PASSED", done.stdout) == [
+        (name, "") if options else ("", name) for name in order
+    ]
+
+
+@pytest.mark.parametrize(
+    ("items", "found"),
+    [
+        ("", ""),
+        ("sab", "sab"),
+        ("CaCb", "CaCb"),
+        ("sCs", "ssC"),
+        ("aCCCCssb", "asCCsCCb"),
+        ("CCsss", "ssCsC"),
+    ],
+)
+def test_slow_ones_are_spread_over_those_they_are_to_be_among(items, found):
+    assert "".join(spread(list(items), lambda one: one == "s", lambda one: one == "C")) == found

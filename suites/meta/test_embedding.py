@@ -127,6 +127,18 @@ def test_ids_that_nobody_checked_read_nothing(integer):
         assert bool(y[1].isfinite().all())
 
 
+@pytest.mark.parametrize("K", [2080, 2071])
+def test_a_row_may_be_longer_than_a_block_of_threads(monkeypatch, K):
+    monkeypatch.setattr("mxharness.functional.embedding._MOST_THREADS", 32)
+    table = mxfp4.quantize(torch.randn(5, 2080, generator=torch.Generator().manual_seed(1)))
+    right, ids = mxfp4.dequantize(*table)[:, :K], torch.tensor([4, 0, 2])
+    cache = functional.embedding_cache(table, torch.float32, K)
+    assert torch.equal(functional.embedding_lookup(ids, table, dtype=torch.float32, K=K), right[ids])
+    assert torch.equal(functional.embedding_lookup_cached(ids, cache), right[ids])
+    x = torch.ones(3, K)
+    assert torch.equal(functional.add_position_embeddings(x, table, 1), x + right[1:4])
+
+
 def test_a_row_of_a_batch_of_ids_will_do():
     ids = torch.arange(9).view(3, 3)[1]  # 24 bytes into its storage
     assert torch.equal(functional.embedding_lookup(ids, TABLE, dtype=torch.float32), mxfp4.dequantize(*TABLE)[3:6])

@@ -17,7 +17,7 @@ from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
 
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_PER_THREAD, _THREADS = 8, 256
+_MOST_THREADS = 512
 
 
 def embedding_lookup(
@@ -151,9 +151,9 @@ def add_position_embeddings(
     rows = x.numel() // K
     y = device.empty(tuple(x.shape), x.dtype)
     device.launch(
-        "embedding.cu", f"position_{kind}_{_SUFFIX[x.dtype]}", _grid(rows, K), (_THREADS,),
+        "embedding.cu", f"position_{kind}_{_SUFFIX[x.dtype]}", (rows,), _block(K),
         y, x, *table, offsets, int(offsets is not None and offsets.dtype == torch.int64),
-        np.int64(start if isinstance(start, int) else 0), np.int64(rows), span, np.int64(P), K,
+        np.int64(start if isinstance(start, int) else 0), span, np.int64(P), K,
     )  # fmt: skip
     return y
 
@@ -186,14 +186,15 @@ def _lookup(
     """Launch on checked tensors."""
     K = y.shape[-1]
     device.launch(
-        "embedding.cu", f"embedding_{kind}_{_SUFFIX[y.dtype]}", _grid(ids.numel(), K), (_THREADS,),
-        y, *table, ids, int(ids.dtype == torch.int64), np.int64(ids.numel()), np.int64(V), K,
+        "embedding.cu", f"embedding_{kind}_{_SUFFIX[y.dtype]}", (ids.numel(),), _block(K),
+        y, *table, ids, int(ids.dtype == torch.int64), np.int64(V), K,
         np.int64(-1 if padding_id is None else integer(padding_id, "padding_id")),
     )  # fmt: skip
 
 
-def _grid(rows: int, K: int) -> tuple[int]:
-    return (-(-rows * -(-K // _PER_THREAD) // _THREADS),)
+def _block(K: int) -> tuple[int]:
+    """Threads for a row: whole warps, no more than its groups of 8 need."""
+    return (min(-(-K // (8 * 32)) * 32, _MOST_THREADS),)
 
 
 def _check_integers(device: Device, tensor: torch.Tensor, name: str) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mxharness.commands import common
-
-if TYPE_CHECKING:
-    from mxharness.op import Op
-
 
 _OF_A_RUN = ("device", "device class", "arithmetic", "compile flags")
 """Facts of environment.describe that only a run has."""
@@ -24,23 +20,22 @@ def list_(as_json: bool) -> int:
     Operators, input regimes, weight layouts, devices and baselines.
     """
     from mxharness import baseline
-    from mxharness.mxfp4 import LAYOUTS
-    from mxharness.ops import OPS
+    from mxharness.catalogue import catalogue
 
-    operators = [_operator(op) for op in OPS]
+    found = catalogue()
+    operators, regimes, layouts = found["operators"], found["regimes"], found["layouts"]
     there = baseline.survey()
     stored = [
-        {"name": f"{found.device_class}/{found.name}", "checks": found.checks, "created": found.created}
-        for found in there.summaries
+        {"name": f"{one.device_class}/{one.name}", "checks": one.checks, "created": one.created}
+        for one in there.summaries
     ]
     stored += [{"name": f"{one.device_class}/{one.name}", "checks": 0, "created": one.why} for one in there.damaged]
-    regimes = sorted({case.regime for op in OPS for case in op.cases})
     if as_json:
         common.print_json(
             {
                 "operators": operators,
                 "regimes": regimes,
-                "layouts": list(LAYOUTS),
+                "layouts": layouts,
                 "devices": devices(),
                 "baselines": stored,
             }
@@ -52,7 +47,7 @@ def list_(as_json: bool) -> int:
         [(op["name"], op["cases"], op["axes"], op["source"], ", ".join(op["gates"])) for op in operators],
     )
     common.print_table(
-        "Inputs", ("what", "which"), [("regimes", ", ".join(regimes)), ("weight layouts", ", ".join(LAYOUTS))]
+        "Inputs", ("what", "which"), [("regimes", ", ".join(regimes)), ("weight layouts", ", ".join(layouts))]
     )
     _print_devices()
     common.print_table(
@@ -84,12 +79,12 @@ def info(as_json: bool) -> int:
 
 def devices() -> list[dict[str, Any]]:
     """Every device: its name, whether it can be had here and, where not, what is missing."""
+    from mxharness.device import presence
+
     try:
-        from mxharness.device import cuda, host
+        reasons = {"host": presence.host(), "cuda": presence.cuda()}
     except ModuleNotFoundError as error:  # no torch: this command is where to learn that
-        reasons: dict[str, str | None] = dict.fromkeys(("host", "cuda"), common.missing_package(error))
-    else:
-        reasons = {"host": host.missing(), "cuda": cuda.missing()}
+        reasons = dict.fromkeys(("host", "cuda"), common.missing_package(error))
     return [{"name": name, "present": not reason, "missing": reason or ""} for name, reason in reasons.items()]
 
 
@@ -99,20 +94,11 @@ def _print_devices() -> None:
 
 
 def _print_dispatch() -> None:
+    from mxharness.catalogue import catalogue
+
     try:
-        from mxharness.functional import dispatch
+        tables = catalogue()["dispatch"]
     except ModuleNotFoundError:  # no torch: the devices' table says so
         return
-    for title, device_class in (("Hopper and the host device", "sm_90"), ("other GPUs", "sm_80")):
-        common.print_table(
-            f"Kernels of a GEMM, {title}",
-            ("weights", "rows", "kernels, all with the same bits"),
-            dispatch.table(device_class),
-        )
-
-
-def _operator(op: Op) -> dict[str, Any]:
-    from mxharness.judge import gates
-
-    found = {gate: None for case in op.cases for gate in gates(op, case)}
-    return {"name": op.name, "cases": len(op.cases), "axes": op.axes, "source": op.source, "gates": list(found)}
+    for title, rows in tables.items():
+        common.print_table(f"Kernels of a GEMM, {title}", ("weights", "rows", "kernels, all with the same bits"), rows)

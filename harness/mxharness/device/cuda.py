@@ -7,7 +7,6 @@ so kernels and torch operations are ordered.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from mxharness.device.argument import kernel_argument
+from mxharness.device.presence import cuda_lacks
 from mxharness.device.resources import Resources, parsed
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import nvcc, nvcc_version
@@ -38,14 +38,7 @@ FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # no contraction: an operator is o
 
 def missing() -> str | None:
     """What this machine lacks for the CUDA device, with what to install; None where nothing."""
-    if not torch.cuda.is_available():
-        build = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no GPU or driver"
-        return f"no CUDA device: {build}; a GPU run needs an NVIDIA driver and a CUDA build of torch"
-    if importlib.util.find_spec("pycuda") is None:
-        return "the CUDA device needs pycuda; pip install 'mxharness[cuda]' on a machine with nvcc"
-    if nvcc() is None:
-        return "the CUDA device needs nvcc; install the CUDA toolkit and put its bin folder on the PATH"
-    return None
+    return cuda_lacks(torch.version.cuda, gpu=torch.cuda.is_available())
 
 
 def hangs() -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from mxharness.device import presence
 from mxharness.device.argument import argument_cells, kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
 from mxharness.device.toolchain import compiler, compiler_version, headers
@@ -75,16 +76,6 @@ class Failure(IntEnum):
     ACCESS = 2
     """To memory, at an address."""
     TIME = 3
-
-
-def missing() -> str | None:
-    """What this machine lacks for the host device, with what to install; None where nothing."""
-    try:
-        compiler()
-        headers()
-    except Unavailable as reason:
-        return str(reason)
-    return None
 
 
 @cache
@@ -385,6 +376,6 @@ def open_device(sources: Sources | None = None, *, fast: bool = False, unit: Uni
 
     unit: another tensor core than Hopper's, for trying `mxharness probe` on it.
     """
-    if reason := missing():
+    if reason := presence.host():
         raise Unavailable(reason)
     return HostDevice(sources or shipped(), fast=fast, unit=unit)

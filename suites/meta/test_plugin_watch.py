@@ -152,7 +152,7 @@ def test_a_terminal_is_left_as_it_was(tmp_path: Path, workers: tuple[str, ...]) 
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of this run
     variables = {**own, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "90"}
     command = list(map(str, (*start, *options)))
-    # In that folder, for the path that pytest writes to be short: it ends a line that is nearly full, at a bar or not.
+    # In that folder, for the path that pytest writes to be short: a line that is nearly full it ends itself.
     with subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs, env=variables) as process:
         os.close(theirs)
         text = b""

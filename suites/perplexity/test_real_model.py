@@ -17,6 +17,7 @@ from mxharness.gate import compared
 from mxharness.gate.verdict import Rules, judge
 from mxharness.model import decoder, load, reference
 from mxharness.model.checkpoint import Checkpoint
+from mxharness.model.runner import Runner
 from mxharness.model.tokenizer import encode, ids_sha256
 from mxharness.protocols import Span
 
@@ -35,6 +36,13 @@ def smollm2() -> Checkpoint:
     return load.load(path)
 
 
+@pytest.fixture(scope="module")
+def decoded_and_kernels(smollm2: Checkpoint, device: Device) -> tuple[Runner, Runner]:
+    """Its decoded weights in float32, and our kernels; on the host device in float32 arithmetic, which is faster."""
+    place = open_device("host", fast=True) if device.name == "host" else device
+    return reference.decoded(smollm2), decoder.kernels(smollm2, place, "fp16")
+
+
 def test_smollm2_has_transformers_perplexity(smollm2: Checkpoint) -> None:
     reading = perplexity.read(smollm2, text.load_text("default"), tokens=2048)
     result = perplexity.measure(reading, reference.float32(smollm2))
@@ -45,12 +53,12 @@ def test_smollm2_has_transformers_perplexity(smollm2: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
-def test_smollm2_through_the_kernels_passes_its_gate(smollm2: Checkpoint, device: Device, half: int) -> None:
-    """2,048 tokens, two windows for each of two workers; on the host device in float32 arithmetic, which is faster."""
+def test_smollm2_through_the_kernels_passes_its_gate(
+    smollm2: Checkpoint, decoded_and_kernels: tuple[Runner, Runner], half: int
+) -> None:
+    """2,048 tokens, two windows for each of two workers, where one is free."""
     reading = perplexity.read(smollm2, text.load_text("default"), tokens=2048)
-    place = open_device("host", fast=True) if device.name == "host" else device
-    models = reference.decoded(smollm2), decoder.kernels(smollm2, place, "fp16")
-    windows = list(compared.together(*models, reading.ids)(reading.available[2 * half : 2 * half + 2]))
+    windows = list(compared.together(*decoded_and_kernels, reading.ids)(reading.available[2 * half : 2 * half + 2]))
     decoded, own = (
         float(np.concatenate([getattr(window, name) for window in windows]).mean())
         for name in ("reference", "candidate")

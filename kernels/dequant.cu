@@ -7,7 +7,8 @@
 // nearest even: Inf from 65520 on, subnormal or zero below 2^-14. Scale byte 255 makes the whole block NaN.
 // A block of threads does TILE elements. A thread has a few groups of them and reads the codes of all before it writes
 // any. On a GPU a group is one 16-byte store, next to those of the thread's neighbours; on a CPU, where a thread's own
-// loop becomes vectors, a block of 32. Rows without padding are one long row: no thread then has to find its own.
+// loop becomes vectors, a block of 32. Codes and scales, whose rows are padded, lie one after another for all groups; y's
+// rows do so where K is a multiple of 32, and no thread then has to find its own.
 #include "mxfp4.cuh"
 
 constexpr int THREADS = 256, TILE = 8192;
@@ -37,28 +38,26 @@ __device__ inline void write(T* __restrict__ to, const T (&values)[COUNT], bool 
 template <class T>
 __device__ inline void dequant(T* __restrict__ y, const std::uint8_t* __restrict__ codes,
                                const std::uint8_t* __restrict__ scales, long long R, int K) {
-    constexpr int group = GROUP<T>, GROUPS = TILE / (THREADS * group);
+    constexpr int group = GROUP<T>, GROUPS = TILE / (THREADS * group), OF_BLOCK = MX_BLOCK / group;
     using Codes = typename Word<group / 2>::Type;
-    const bool flat = K % MX_BLOCK == 0;
-    const int blocks = (K + MX_BLOCK - 1) / MX_BLOCK, groups = (K + group - 1) / group;  // a row
+    const int groups = (K + MX_BLOCK - 1) / MX_BLOCK * OF_BLOCK;  // a row, padding included
     const long long first = static_cast<long long>(blockIdx.x) * (TILE / group) + threadIdx.x, all = R * groups;
 
     alignas(16) std::uint8_t packed[GROUPS][group / 2];
     std::uint8_t scale[GROUPS];
 #pragma unroll
     for (int i = 0; i < GROUPS; ++i) {
-        const long long at = first + i * THREADS, row = flat ? 0 : at / groups;
+        const long long at = first + i * THREADS;
         if (at >= all) break;
-        const long long k = (at - row * groups) * group, block = row * blocks + k / MX_BLOCK;
-        reinterpret_cast<Codes&>(packed[i]) =
-            *reinterpret_cast<const Codes*>(codes + row * blocks * (MX_BLOCK / 2) + k / 2);
-        scale[i] = scales[block];
+        reinterpret_cast<Codes&>(packed[i]) = reinterpret_cast<const Codes*>(codes)[at];
+        scale[i] = scales[at / OF_BLOCK];
     }
 #pragma unroll
     for (int i = 0; i < GROUPS; ++i) {
-        const long long at = first + i * THREADS, row = flat ? 0 : at / groups;
+        const long long at = first + i * THREADS;
         if (at >= all) break;
-        const long long k = (at - row * groups) * group;
+        const long long row = K % MX_BLOCK == 0 ? 0 : at / groups, k = (at - row * groups) * group;
+        if (K % MX_BLOCK != 0 && k >= K) continue;  // padding
         alignas(16) T values[group];
         decode(values, packed[i], scale[i]);
         write(y + row * K + k, values, K % group == 0, static_cast<int>(K - k));

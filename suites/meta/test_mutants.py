@@ -120,16 +120,16 @@ def test_a_file_reaches_what_launches_from_it():
 
 
 CODES = "const int count = min(COUNT, left);"
-FLAT = "const bool flat = K % MX_BLOCK == 0;"
+CODES_TYPE = "using Codes = typename Word<group / 2>::Type;"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "verdict", "detector"),
     [
-        ("k / MX_BLOCK;", "k / (2 * MX_BLOCK);", "killed", "exact"),
+        ("[at / OF_BLOCK]", "[at / (2 * OF_BLOCK)]", "killed", "exact"),
         (CODES, CODES.replace("min(COUNT, left)", "COUNT"), "killed", "memory"),
-        (FLAT, FLAT + "\n    if (threadIdx.x == 0) return;\n    __syncthreads();", "killed", "crash"),
-        (FLAT, FLAT + "\n    *static_cast<volatile int*>(nullptr) = 0;", "killed", "memory"),
+        (CODES_TYPE, CODES_TYPE + "\n    if (threadIdx.x == 0) return;\n    __syncthreads();", "killed", "crash"),
+        (CODES_TYPE, CODES_TYPE + "\n    *static_cast<volatile int*>(nullptr) = 0;", "killed", "memory"),
         ("// Dequantise MXFP4", "// Decode MXFP4", "equivalent", ""),
         ("all = R * groups;", "all = static_cast<int>(R) * groups;", "survived", ""),
         ("all = R * groups;", "all = R * rows;", "does not compile", ""),

@@ -12,10 +12,10 @@ FAULTS: tuple[Fault, ...] = (
         change=FunctionChange(
             "mxharness.functional.quantize",
             "dequantize",
-            "    threads = R * -(-K // 8)\n",
+            "    codes, scales = weight\n",
             "    from mxharness.mxfp4 import dequantize as software\n\n"
             "    return y.copy_(software(*weight, dtype)[:, :K])\n"
-            "    threads = R * -(-K // 8)\n",
+            "    codes, scales = weight\n",
         ),
         op="dequant",
         detector="contract",

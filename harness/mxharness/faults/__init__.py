@@ -24,7 +24,18 @@ from mxharness import mxfp4
 from mxharness.device import Device, open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.faults.detectors import DETECTORS, OF_AN_EXECUTION, Finding, Search, search, search_all, spent
+from mxharness.faults.detectors import (
+    CHECKED,
+    CHECKED_CASES,
+    DETECTORS,
+    OF_AN_EXECUTION,
+    Finding,
+    Search,
+    agreed_on,
+    search,
+    search_all,
+    spent,
+)
 from mxharness.faults.planted import FAULTS
 from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 from mxharness.op import Case, Op
@@ -113,9 +124,17 @@ def _changed(function: Any, change: FunctionChange) -> CodeType:  # noqa: ANN401
 
 
 def seek(fault: Fault, device_name: str) -> Search:
-    """Plant one fault in this process and run the operator's checks until one fails."""
+    """Plant one fault in this process and run the operator's checks until one fails.
+
+    A case that has the healthy kernel's bits is not judged: it passes. While the layouts or a function have the fault,
+    there is no healthy one to compare with. A fault that only a checked run shows is not seen before it, and what
+    executes cases once more tries a few.
+    """
+    kernels_alone = isinstance(fault.change, KernelChange) and isinstance(fault.also, KernelChange | None)
+    agreed = agreed_on(device_name) if kernels_alone else None
     with planted(fault, device_name) as device:
-        return search([(find(fault.op), case) for case in find(fault.op).cases], device)
+        cases = [(find(fault.op), case) for case in find(fault.op).cases]
+        return search(cases, device, agreed=agreed, again=CHECKED_CASES if fault.detector in CHECKED else None)
 
 
 def seek_all(fault: Fault, device_name: str) -> tuple[str, ...]:

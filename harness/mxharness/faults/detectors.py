@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from mxharness import facts
-from mxharness.device import Device
+from mxharness.device import Device, open_device
 from mxharness.device.host import HostDevice
 from mxharness.errors import Hung, KernelFailure, UserError
 from mxharness.execution import Execution, execute
 from mxharness.faults.invariance import Run, differs_alone, differs_between_runs
 from mxharness.judge import digest, gates, judge
 from mxharness.op import GATES, Case, Gate, Op, Tensors
-from mxharness.ops import costs
+from mxharness.ops import costs, find
 
 OF_AN_EXECUTION = ("crash", "contract", "memory", *GATES)
 """crash: no outputs, or the process died. contract: outputs that no kernel made, or of another name, shape or dtype,
@@ -35,6 +36,19 @@ DETECTORS = (*OF_AN_EXECUTION, "repeatability", "invariance", *CHECKED)
 
 Agreed = Callable[[Op, Case], str]
 """The digest of the healthy kernel's outputs, which pass every gate."""
+
+
+@cache
+def agreed_on(device_name: str) -> Agreed:
+    """What the kernels in kernels/ give on a device; a case is executed once in a process."""
+    device = open_device(device_name)
+
+    @cache
+    def of(op_name: str, case: Case) -> str:
+        op = find(op_name)
+        return digest(execute(op, case, device, op.make_inputs(case)).outputs)
+
+    return lambda op, case: of(op.name, case)
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,18 @@ def search(
     only: Sequence[str] = DETECTORS,
     agreed: Agreed | None = None,
     again: int | None = None,
+    *,
+    told: bool = True,
 ) -> Search:
     """Run detectors until one sees something.
 
     agreed: where the outputs are the healthy kernel's bit for bit, the gates are known to pass and are not run.
     again: how many cases of an operator are executed once more by the detectors that do; None: all.
+    told: whether a message says where the elements are wrong and what would explain it.
     """
     checks = 0
     for op, case in cases:
-        for finding in _of_an_execution(op, case, device, only, agreed):
+        for finding in _of_an_execution(op, case, device, only, agreed, told=told):
             checks += 1
             if finding is not None:
                 return Search(finding, checks)
@@ -126,7 +143,7 @@ def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Fi
     found: dict[str, Finding] = {}
     for op, case in cases:
         left = [name for name in OF_AN_EXECUTION if name not in found]
-        for finding in _of_an_execution(op, case, device, left, None):
+        for finding in _of_an_execution(op, case, device, left, None, told=True):
             if finding is not None:
                 found.setdefault(finding.detector, finding)
     for name in (*_AGAIN, *CHECKED):
@@ -138,7 +155,7 @@ def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Fi
 
 
 def _of_an_execution(
-    op: Op, case: Case, device: Device, only: Sequence[str], agreed: Agreed | None
+    op: Op, case: Case, device: Device, only: Sequence[str], agreed: Agreed | None, *, told: bool
 ) -> Iterator[Finding | None]:
     """One entry a check: what it found, or None."""
     try:
@@ -155,7 +172,6 @@ def _of_an_execution(
         clean = replace(execution, violations=(), memory=False)
         for gate in gates(op, case, facts.find(device.device_class)):
             if gate in only:
-                told = agreed is None  # of thousands of mutants nobody asks where they are wrong
                 yield _judged(op, case, gate, device, inputs, clean, told=told)
     except (AssertionError, UserError, RuntimeError, IndexError, ValueError) as error:
         if "contract" in only:

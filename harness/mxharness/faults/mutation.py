@@ -23,10 +23,8 @@ import torch
 from mxharness.device import Device, cuda, host, open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
-from mxharness.execution import execute
-from mxharness.faults.detectors import Search, cheapest_first, search, spent
+from mxharness.faults.detectors import Search, agreed_on, cheapest_first, search, spent
 from mxharness.faults.mutants import Mutant
-from mxharness.judge import digest
 from mxharness.op import Case, Op
 from mxharness.ops import OPS, find
 from mxharness.progress import counting
@@ -161,13 +159,6 @@ def _healthy(device_name: str) -> Device:
     return open_device(device_name)
 
 
-@cache
-def _agreed(op_name: str, case: Case, device_name: str) -> str:
-    """The digest of the healthy kernel's outputs."""
-    op = find(op_name)
-    return digest(execute(op, case, _healthy(device_name), op.make_inputs(case)).outputs)
-
-
 def _compiled(sources: Sources, unit: str, device: Device) -> Path:
     """Optimised as far as it goes: what the compiler can prove to be the same becomes so."""
     if isinstance(device, cuda.CudaDevice):
@@ -217,11 +208,7 @@ def _search(now: Sequence[str], done: Sequence[str], device: Device, device_name
     new = [op for op in ops if op_name or not _reaches(op, done, device_name)]
     own = [op for op in new if op.source in now]
     cases = [*cheapest_first(own), *cheapest_first(op for op in new if op not in own)]
-
-    def agreed(op: Op, case: Case) -> str:
-        return _agreed(op.name, case, device_name)
-
-    return search(cases, device, agreed=agreed, again=AGAIN)
+    return search(cases, device, agreed=agreed_on(device_name), again=AGAIN, told=False)
 
 
 def _reaches(op: Op, names: Iterable[str], device_name: str) -> bool:

@@ -1,29 +1,33 @@
-"""Workers take tests from each other, and tests that plant faults are spread over the checks."""
+"""Tests start without a look for garbage; workers take tests from each other, and spread those that plant faults."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from mxharness.plugin import starting
 from mxharness.plugin.sharing import spread
 
 PROJECT = {
     "conftest.py": """
 import pytest
-pytest_plugins = ["mxharness.plugin.sharing"]
+pytest_plugins = ["mxharness.plugin.starting", "mxharness.plugin.sharing"]
 @pytest.fixture
 def plant(): ...
 """,
     "test_it.py": """
-import pytest
+import gc, pytest
+LOOKED = gc.isenabled()
 @pytest.mark.parametrize("gate", ["a", "b", "c", "d"])
 def test_check(gate): ...
 @pytest.mark.parametrize("name", ["x", "y"])
 def test_fault(name, plant): ...
-def test_last(): ...
+def test_last():
+    assert (LOOKED, gc.isenabled(), gc.get_freeze_count() > 1000) == (False, True, True)
 """,
 }
 CHECKS, FAULTS = ["check[a]", "check[b]", "check[c]", "check[d]"], ["fault[x]", "fault[y]"]
@@ -63,3 +67,17 @@ def test_a_worker_takes_from_others_and_has_its_faults_among_the_checks(tmp_path
 )
 def test_slow_ones_are_spread_over_those_they_are_to_be_among(items, found):
     assert "".join(spread(list(items), lambda one: one == "s", lambda one: one == "C")) == found
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_who_looked_for_garbage_before_looks_again_and_nobody_else(looks, pytestconfig):
+    kept = pytestconfig.stash[starting._COLLECTS]
+    try:
+        gc.enable() if looks else gc.disable()
+        starting.pytest_configure(pytestconfig)
+        assert not gc.isenabled()
+        starting.pytest_unconfigure(pytestconfig)
+        assert gc.isenabled() is looks
+    finally:
+        pytestconfig.stash[starting._COLLECTS] = kept
+        gc.enable()

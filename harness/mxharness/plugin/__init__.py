@@ -17,7 +17,7 @@ import pytest
 
 from mxharness.commands.running import DIARY, RECORD, REGRESSION
 from mxharness.errors import UserError
-from mxharness.plugin import against, fixtures, known, options, parameters, sharing, watch
+from mxharness.plugin import against, fixtures, known, options, parameters, sharing, starting, watch
 from mxharness.plugin.options import device_of, parameter
 from mxharness.plugin.session import Session
 from mxharness.wording import counted
@@ -31,8 +31,8 @@ _ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_T
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Take the fixtures, the parameters, the known failures and the sharing of tests along."""
-    for module in (fixtures, parameters, known, sharing):
+    """Take the fixtures, the parameters, the known failures, the quick start and the sharing of tests along."""
+    for module in (fixtures, parameters, known, starting, sharing):
         pluginmanager.register(module, module.__name__)
 
 

@@ -67,6 +67,8 @@ def _name(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Expect listed tests to fail: pytest's strict xfail. In a whole run every entry must mean one."""
     known = of(config)
+    if not known.entries:
+        return
     for item in items:
         entry = ledger.excuse(known.entries, _name(item), _today())
         if entry is not None:

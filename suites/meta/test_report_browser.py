@@ -36,10 +36,13 @@ PARTS = tuple(
     sensitivity.Part(name, "MXFP4 floor", 1000, sensitivity.Interval(*kl), sensitivity.Interval(0.1, 0.0, 0.2), 0.9, "")
     for name, kl in (("attention", (0.5, 0.4, 0.6)), ("head", (0.25, 0.2, 0.3)))
 )
-BARS = plot.bars_svg("roles", [plot.Bar(one.name, one.kl.mean, one.kl.lower, one.kl.upper) for one in PARTS], "KL")
-SENSITIVITY = sensitivity.Section(
-    "tiny", "prose", "windows", "8 of 53", 2040, 9.5, (sensitivity.Group("Roles", PARTS, BARS),), (), 0
-)
+
+
+def section() -> sensitivity.Section:
+    """With a plot, whose library takes long to import."""
+    bars = plot.bars_svg("roles", [plot.Bar(one.name, one.kl.mean, one.kl.lower, one.kl.upper) for one in PARTS], "KL")
+    groups = (sensitivity.Group("Roles", PARTS, bars),)
+    return sensitivity.Section("tiny", "prose", "windows", "8 of 53", 2040, 9.5, groups, (), 0)
 
 
 def outcome(number: int) -> Outcome:
@@ -92,7 +95,7 @@ def path(outcomes: tuple[Outcome, ...], tmp_path_factory: pytest.TempPathFactory
         perplexity=({"name": "tiny", "perplexity": 9.5, "passed": True, "message": "fine"},),
     )
     page = tmp_path_factory.mktemp("browser") / "report.html"
-    page.write_text(report.render(record, sensitivity=SENSITIVITY), encoding="utf-8")
+    page.write_text(report.render(record, sensitivity=section()), encoding="utf-8")
     passing = replace(record, outcomes=tuple(one for one in outcomes if one.passed)[:50], selected=50, executed=50)
     page.with_name("pass.html").write_text(report.render(passing), encoding="utf-8")
     return page

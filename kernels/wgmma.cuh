@@ -1,5 +1,5 @@
 // A warpgroup's step on Hopper's tensor core: 64 weights rows from registers by TOKENS columns from shared memory over
-// 16 k, asynchronous. The bits are those of mma.cuh's step; on the CPU it is made of that step.
+// 16 k, asynchronous. The bits are those of mma.cuh's step; on the CPU host/warpgroup.h makes it.
 //
 // Shared tokens are tiles of 64 k: row r has its 128 bytes at 128 r, the 16-byte piece p of them at place p ^ (r & 7)
 // ("128-byte swizzle"), and a tile begins at a multiple of 1,024 bytes. Registers, lane = 4 g + t of warp w:
@@ -96,29 +96,6 @@ __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4]
 
 #else
 
-inline void group_fence() {}
-inline void group_commit() {}
-template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {}
-inline void publish_shared() {}
-template <int count> inline void keep_registers() {}
-
-template <class T, int NT>
-inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {
-    constexpr int some = 4;  // columns tiles at once
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    std::uint32_t rows[1][4];
-    std::memcpy(rows, a, sizeof rows);
-    for (int j = 0; j < NT; j += some) {
-        float(&sum)[1][some][4] = *reinterpret_cast<float(*)[1][some][4]>(d + j);
-        if (first) std::memset(sum, 0, sizeof sum);
-        if (8 * j >= live) continue;
-        std::uint32_t b[some][2];
-        for (int i = 0; i < some; ++i)
-            for (int r = 0; r < 2; ++r)
-                b[i][r] = *reinterpret_cast<const std::uint32_t*>(
-                    static_cast<const char*>(tile) + swizzled(8 * (j + i) + g, 2 * step + r) + 4 * t);
-        mma_step(Fragments<T, 1, some>{sum, rows, b});
-    }
-}
+#include "host/warpgroup.h"
 
 #endif

@@ -4,7 +4,7 @@
 // Until then there is poison where they go to, neither what was there nor what will be, and their source may still change:
 // a wait that is missing or leaves a group too many, a copy outside its group, a place that others still read or a source
 // that does not last give other results, as they may on a GPU. A thread that ends with copies on their way ends the
-// launch (runtime.cpp). Where more than Copies::most are on their way the oldest is made, as a GPU may, too.
+// launch (runtime.cpp). Where more than Copies holds are on their way the oldest is made, as a GPU may, too.
 #pragma once
 
 namespace cpu {
@@ -41,5 +41,5 @@ template <int BYTES> inline void copy_async(void* shared, const void* global, bo
 inline void commit_async() { ++cpu::self->copies.groups; }
 template <int pending> inline void wait_async() {
     cpu::Copies& copies = cpu::self->copies;
-    while (!copies.empty() && copies.oldest().group + pending < copies.groups) cpu::make(copies.pop());
+    while (!copies.empty() && copies.at(0).group + pending < copies.groups) cpu::make(copies.pop());
 }

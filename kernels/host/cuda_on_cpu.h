@@ -33,23 +33,38 @@ struct Copy {  // that a thread asked for (async.h)
     const void* from;  // nullptr: zeros
     unsigned bytes, group;
 };
-class Copies {  // that have not been made, in the order in which they were asked for
+// What a thread has asked for and was not made, in this order.
+template <class Asked, unsigned most> class Pending {
 public:
-    static constexpr unsigned most = 256;
     unsigned groups = 0;  // begun and ended
-    bool late = false;    // or they are made at once, and there are never any
 
     bool empty() const { return first_ == end_; }
     bool full() const { return size() == most; }
     unsigned size() const { return end_ - first_; }
-    const Copy& oldest() const { return ring_[first_ % most]; }
-    const Copy& pop() { return ring_[first_++ % most]; }
-    void push(const Copy& copy) { ring_[end_++ % most] = copy; }
+    const Asked& at(unsigned i) const { return ring_[(first_ + i) % most]; }
+    const Asked& pop() { return ring_[first_++ % most]; }
+    void push(const Asked& asked) { ring_[end_++ % most] = asked; }
     void clear() { groups = first_ = end_ = 0; }
 
 private:
     unsigned first_ = 0, end_ = 0;
-    Copy ring_[most];
+    Asked ring_[most];
+};
+struct Copies : Pending<Copy, 256> {
+    bool late = false;  // or they are made at once, and there are never any
+};
+struct Steps;
+struct GroupStep {  // of a warpgroup's tensor core, one lane's part (warpgroup.h)
+    void (*run)(const Steps* const* lanes, unsigned at, unsigned count);
+    float* d;
+    const std::uint32_t* a;
+    const void* tile;
+    int step, live;
+    bool first;
+    unsigned group;
+};
+struct Steps : Pending<GroupStep, 16> {
+    unsigned due = 0;  // to be made now
 };
 
 class Worker;
@@ -59,6 +74,7 @@ struct Thread {  // the CUDA thread that the running fiber executes
     int lane, warp;
     Worker* worker;
     Copies copies;
+    Steps steps;
 };
 
 extern CPU_SHARED __thread Thread* self;
@@ -74,6 +90,13 @@ CPU_SHARED void barrier(const Thread& self);
 using Compute = void (*)(void* const* deposits);
 CPU_SHARED void warp_collective(const Thread& self, void* mine, Compute compute);
 inline void warp_collective(void* mine, Compute compute) { warp_collective(*self, mine, compute); }
+// The same for a warpgroup, 128 threads.
+CPU_SHARED void group_collective(const Thread& self, void* mine, Compute compute);
+inline void group_collective(void* mine, Compute compute) { group_collective(*self, mine, compute); }
+// So many bytes, aligned to 64, for `compute` to work in.
+constexpr std::size_t SCRATCH = 96 * 1024;
+CPU_SHARED void* scratch(const Thread& self);
+inline void* scratch() { return scratch(*self); }
 
 // Ends the launch: a vector of so many bytes was read or written where a GPU reports a misaligned address.
 [[noreturn]] CPU_SHARED void misaligned(unsigned bytes);

@@ -157,24 +157,24 @@ void Worker::barrier() {
     in_runtime_ = 0;
 }
 
-void Worker::warp_collective(void* mine, Compute compute) {
+void Worker::meet(std::vector<Meeting>& meetings, int size, void* mine, Compute compute) {
     in_runtime_ = 1;
-    Warp& warp = warps_[static_cast<std::size_t>(running_->thread.warp)];
-    const int lane = running_->thread.lane;
-    warp.deposits[lane] = mine;
-    warp.waiting[lane] = running_;
-    if (++warp.arrived < warp_size) {
+    const int number = running_->thread.warp * warp_size + running_->thread.lane, place = number % size;
+    Meeting& meeting = meetings[static_cast<std::size_t>(number / size)];
+    meeting.deposits[place] = mine;
+    meeting.waiting[place] = running_;
+    if (++meeting.arrived < size) {
         wait();
     } else {
         in_runtime_ = 0;
         in_collective_ = true;
-        compute(warp.deposits);
+        compute(meeting.deposits);
         in_collective_ = false;
         in_runtime_ = 1;
-        warp.arrived = 0;
+        meeting.arrived = 0;
         const bool yields = launch_->settings.seed != 0;
-        for (int i = 0; i < warp_size; ++i)
-            if (i != lane || yields) ready_.push(warp.waiting[i]);
+        for (int i = 0; i < size; ++i)
+            if (i != place || yields) ready_.push(meeting.waiting[i]);
         if (yields) wait();
     }
     in_runtime_ = 0;
@@ -185,7 +185,11 @@ void Worker::run_block(std::uint64_t index) {
     block_index_ = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
                     static_cast<unsigned>(index / grid.x / grid.y)};
     threads_ = static_cast<int>(block.x * block.y * block.z);
-    warps_.assign(static_cast<std::size_t>((threads_ + warp_size - 1) / warp_size), Warp{});
+    const auto count = [&](int size) { return static_cast<std::size_t>((threads_ + size - 1) / size); };
+    warps_.resize(count(warp_size));
+    groups_.resize(count(group_size));
+    for (auto* meetings : {&warps_, &groups_})
+        for (Meeting& meeting : *meetings) meeting.arrived = 0;
     next_thread_ = finished_ = 0;
     epoch_ = 0;
     ++serial_;
@@ -211,7 +215,7 @@ void Worker::run_block(std::uint64_t index) {
     const std::size_t at_warp = static_cast<std::size_t>(threads_ - finished_) - at_barrier;
     launch_->fail(Failure::kernel, "block " + three(block_index_) + " never ends: " + std::to_string(finished_) + " of " +
                   std::to_string(threads_) + " threads returned, " + std::to_string(at_barrier) +
-                  " wait at __syncthreads and " + std::to_string(at_warp) + " in a warp-wide operation");
+                  " wait at __syncthreads and " + std::to_string(at_warp) + " in an operation of a warp or warpgroup");
     abandon();
 }
 
@@ -308,12 +312,19 @@ bool Worker::begin_thread() {
 bool Worker::next_thread() {
     in_runtime_ = 1;
     if (launch_->settings.checks != 0) check_block_end();
-    const Thread& thread = running_->thread;
-    if (!thread.copies.empty())
-        stop(Failure::kernel, name_of(thread.thread_index, thread.block_index) + " ended with " +
-                              std::to_string(thread.copies.size()) + " asynchronous copies on their way, for which it never waited");
+    if (!running_->thread.copies.empty() || !running_->thread.steps.empty()) refuse_pending();
     ++finished_;
     return begin_thread();
+}
+
+// The running thread ends, and something that it asked for has not been made.
+void Worker::refuse_pending() {
+    const Thread& thread = running_->thread;
+    const bool copies = !thread.copies.empty();
+    const unsigned left = copies ? thread.copies.size() : thread.steps.size();
+    const char* what = copies ? " asynchronous copies on their way" : " steps of its warpgroup's tensor core under way";
+    stop(Failure::kernel, name_of(thread.thread_index, thread.block_index) + " ended with " + std::to_string(left) + what +
+                          ", for which it never waited");
 }
 
 void Worker::begin(Fiber& fiber, int index) const {
@@ -330,6 +341,7 @@ void Worker::begin(Fiber& fiber, int index) const {
     thread.lane = index % warp_size;
     thread.warp = index / warp_size;
     thread.copies.clear();
+    thread.steps.clear();
     thread.copies.late = launch_->settings.poison;
 }
 
@@ -417,5 +429,7 @@ void misaligned(unsigned bytes) {
                          " bytes at an address that is no multiple of " + size);
 }
 void warp_collective(const Thread& self, void* mine, Compute compute) { self.worker->warp_collective(mine, compute); }
+void group_collective(const Thread& self, void* mine, Compute compute) { self.worker->group_collective(mine, compute); }
+void* scratch(const Thread& self) { return self.worker->scratch(); }
 
 }  // namespace cpu

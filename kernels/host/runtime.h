@@ -17,7 +17,7 @@ namespace cpu {
 // A page that must not be touched lies below every stack, and its upper end is up to a page lower than it could be: see
 // `Worker::make_fiber`.
 constexpr std::size_t page = 4096, stack_guard = page, stack_bytes = 64 * 1024, stack_stride = stack_bytes + page;
-constexpr int warp_size = 32, most_threads = 1024;  // of a block, CUDA's limit
+constexpr int warp_size = 32, group_size = 128, most_threads = 1024;  // of a block, CUDA's limit
 
 struct Settings {
     std::uint64_t seed = 0;  // of the order of blocks and threads; 0: ascending
@@ -91,9 +91,9 @@ private:
     unsigned first_ = 0, count_ = 0;
 };
 
-struct Warp {
-    void* deposits[warp_size];
-    Fiber* waiting[warp_size];
+struct Meeting {  // of a warp or a warpgroup
+    void* deposits[group_size];
+    Fiber* waiting[group_size];
     int arrived = 0;
 };
 
@@ -106,7 +106,9 @@ public:
     void work(Launch& launch);  // blocks of `launch` until none is left
     bool next_thread();
     void barrier();
-    void warp_collective(void* mine, Compute compute);
+    void warp_collective(void* mine, Compute compute) { meet(warps_, warp_size, mine, compute); }
+    void group_collective(void* mine, Compute compute) { meet(groups_, group_size, mine, compute); }
+    void* scratch() { return scratch_; }
 
     // Ends the launch from within a signal handler; the message is made once the handler is left.
     [[noreturn]] void trap(Trap kind, std::uintptr_t address, int write);
@@ -130,6 +132,8 @@ private:
     void abandon();
     Fiber* make_fiber();
     static void fiber_main();
+    void meet(std::vector<Meeting>& meetings, int size, void* mine, Compute compute);
+    void refuse_pending();
     [[noreturn]] void serve();
     bool begin_thread();
     void begin(Fiber& fiber, int index) const;
@@ -151,7 +155,8 @@ private:
     std::uintptr_t stacks_ = 0;  // one range for all stacks, begun at most once
     std::vector<Fiber*> all_, free_, at_barrier_;
     Queue ready_;
-    std::vector<Warp> warps_;
+    std::vector<Meeting> warps_, groups_;
+    alignas(64) unsigned char scratch_[SCRATCH];
     std::vector<int> order_;
     std::uint64_t random_ = 0;
     std::uintptr_t shared_ = 0;

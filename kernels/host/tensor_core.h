@@ -5,15 +5,15 @@
 //   2. every product and c is truncated toward zero to a multiple of 2^(E - 25); the 17 are added exactly.
 //   3. the sum is truncated toward zero to float32; zero is +0; past the range is Inf; NaN is 0x7fffffff.
 //
-// `step` says this in integers for one element. `step_row` does the same for a row of columns with vector
-// instructions wherever E is far from the ends of float32's range, and calls `step` elsewhere.
+// `step` says this in integers for one element. `multiply` does the same for rows and columns with vector instructions
+// wherever E is far from the ends of float32's range, and calls `step` elsewhere.
 // With CPU_FLOAT32_MMA the sum is plain float32 fused multiply-add in ascending k: faster, other bits.
 // With CPU_MMA_STEP and its three neighbours below `step` is another GPU's unit, so that what finds a unit's parameters
 // can be tried where there is no such GPU.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
+#include "vector.h"
+
 #include <limits>
 
 #ifdef CPU_MMA_STEP
@@ -31,43 +31,6 @@ constexpr int STEP = CPU_MMA_STEP, FRACTION_BITS = CPU_MMA_FRACTION_BITS;
 constexpr int ZERO_EXPONENT = -10000;     // below every sum of real exponents
 constexpr int SPECIAL_EXPONENT = 15000;   // Inf and NaN: above every real exponent, also when times zero
 
-// n elements that are computed with together, as GCC and Clang have them: arithmetic, comparisons (0 or -1) and ?: mean
-// every element's own.
-template <class E, int n> struct PackOf { typedef E type __attribute__((vector_size(sizeof(E) * n))); };
-template <class E, int n> using Pack = typename PackOf<E, n>::type;
-
-template <class P, class E> inline P load(const E* from) {
-    P pack;
-    std::memcpy(&pack, from, sizeof pack);
-    return pack;
-}
-template <class P, class E> inline void store(E* to, const P& pack) { std::memcpy(to, &pack, sizeof pack); }
-template <class P, class E> inline P all(E value) { return value - P{}; }
-template <class P> inline bool any(const P& found) {
-#ifdef __AVX512F__
-    if constexpr (sizeof(P) == 64) return _mm512_test_epi32_mask((__m512i)found, (__m512i)found) != 0;
-#endif
-    std::uint64_t words[sizeof(P) / 8], one = 0;
-    std::memcpy(words, &found, sizeof found);
-    for (const std::uint64_t word : words) one |= word;
-    return one != 0;
-}
-
-// a b + c with one rounding. By name where the processor has it: compilers take the loop for many single ones.
-template <class P> inline P fused(const P& a, const P& b, const P& c) {
-    constexpr bool single = sizeof(a[0]) == 4;
-#ifdef __FMA__
-#ifdef __AVX512F__
-    if constexpr (sizeof(P) == 64 && single) return (P)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-    else if constexpr (sizeof(P) == 64) return (P)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#endif
-    if constexpr (sizeof(P) == 32 && single) return (P)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-    else if constexpr (sizeof(P) == 32) return (P)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#endif
-    P sum;
-    for (unsigned i = 0; i < sizeof(P) / sizeof(a[0]); ++i) sum[i] = std::fma(a[i], b[i], c[i]);
-    return sum;
-}
 // a b + c where that is exact.
 template <class P> inline P exact(const P& a, const P& b, const P& c) {
 #ifdef __FMA__
@@ -172,68 +135,94 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
 // One side of a step: `lines` rows of A or columns of B.
 template <int lines> struct Side {
     static constexpr int group = lines < 16 ? lines : 16;  // that are computed with together
-    alignas(64) float value[16][lines];
-    alignas(64) double wide[16][lines];                // the same
-    alignas(64) std::int16_t exponent[8][lines][2];    // of k = 2 i and 2 i + 1, as stored; of a zero ZERO_EXPONENT
+    alignas(64) std::uint32_t pairs[8][lines];         // of elements that follow one another along k
+    alignas(64) double wide[16][lines];                // the elements
     // Of the line's elements other than zero: the largest exponent, and one of which every element is a multiple. Of
     // zeros alone ZERO_EXPONENT and its opposite.
     alignas(64) std::int32_t largest[lines], lowest[lines];
+    bool detailed;                                     // whether the rest is there
+    alignas(64) float value[16][lines];
+    alignas(64) std::int16_t exponent[8][lines][2];    // of k = 2 i and 2 i + 1, as stored; of a zero ZERO_EXPONENT
 };
 
-// Unpacks pairs of elements that follow one another along k.
-template <class T, int lines> inline void unpack(Side<lines>& to, const std::uint32_t (&pairs)[8][lines]) {
+// The elements of n lines from `line` on, of k = 2 i and 2 i + 1.
+template <class T, int n, int lines> inline void elements(Pack<float, n> (&both)[2], const Side<lines>& side, int i, int line) {
+    const auto words = load<Pack<std::uint32_t, n>>(&side.pairs[i][line]);
+    both[0] = Operand<T>::template widen<n>(words & 0xffffu);
+    both[1] = Operand<T>::template widen<n>(words >> 16);
+}
+
+template <class T, int lines> inline void unpack(Side<lines>& side) {
     constexpr int n = Side<lines>::group;
-    using Words = Pack<std::uint32_t, n>;
     for (int i = 0; i < 8; ++i)
         for (int l = 0; l < lines; l += n) {
-            const Words both = load<Words>(&pairs[i][l]);
-            store(&to.value[2 * i][l], Operand<T>::template widen<n>(both & 0xffffu));
-            store(&to.value[2 * i + 1][l], Operand<T>::template widen<n>(both >> 16));
+            Pack<float, n> both[2];
+            elements<T, n>(both, side, i, l);
+            for (int odd = 0; odd < 2; ++odd) store(&side.value[2 * i + odd][l], both[odd]);
         }
 }
 
-// The rest of a side, from the same pairs.
-template <class T, int lines> inline void measure(Side<lines>& to, const std::uint32_t (&pairs)[8][lines]) {
+// The exponents of n lines' elements from the pairs.
+template <class T, int n> inline Pack<std::int16_t, 2 * n> exponents(const Pack<std::int16_t, 2 * n>& pairs) {
+    using Halves = Pack<std::int16_t, 2 * n>;
+    constexpr std::int16_t infinity = 0x7fff >> Operand<T>::fraction_bits << Operand<T>::fraction_bits;
+    const Halves magnitude = pairs & std::int16_t{0x7fff};
+    Halves e = (magnitude >> Operand<T>::fraction_bits) - std::int16_t{Operand<T>::exponent_offset};
+    const Halves smallest = all<Halves>(std::int16_t{Operand<T>::smallest_exponent});
+    e = e < smallest ? smallest : e;
+    e = magnitude >= infinity ? all<Halves>(std::int16_t{SPECIAL_EXPONENT}) : e;
+    return magnitude == 0 ? all<Halves>(std::int16_t{ZERO_EXPONENT}) : e;
+}
+
+// What `whole_step` reads, from the pairs.
+template <class T, int lines> inline void measure(Side<lines>& side) {
     constexpr int n = Side<lines>::group;
     using Halves = Pack<std::int16_t, 2 * n>;
     using Words = Pack<std::int32_t, n>;
-    constexpr std::int16_t infinity = 0x7fff >> Operand<T>::fraction_bits << Operand<T>::fraction_bits;
     const auto low = [](const Halves& x) { return (Words)x << 16 >> 16; };
     const auto high = [](const Halves& x) { return (Words)x >> 16; };
     for (int l = 0; l < lines; l += n) {
         Halves largest = all<Halves>(std::int16_t{ZERO_EXPONENT}), least = -largest;
         Halves fractions = all<Halves>(static_cast<std::int16_t>(1 << Operand<T>::fraction_bits));
         for (int i = 0; i < 8; ++i) {
-            const Halves x = load<Halves>(&pairs[i][l]), magnitude = x & std::int16_t{0x7fff};
-            Halves e = (magnitude >> Operand<T>::fraction_bits) - std::int16_t{Operand<T>::exponent_offset};
-            const Halves smallest = all<Halves>(std::int16_t{Operand<T>::smallest_exponent});
-            e = e < smallest ? smallest : e;
-            e = magnitude >= infinity ? all<Halves>(std::int16_t{SPECIAL_EXPONENT}) : e;
-            const Halves stored = magnitude == 0 ? all<Halves>(std::int16_t{ZERO_EXPONENT}) : e;
-            const Halves nonzero = magnitude == 0 ? all<Halves>(std::int16_t{-ZERO_EXPONENT}) : e;
-            store(&to.exponent[i][l], stored);
+            const Halves x = load<Halves>(&side.pairs[i][l]);
+            const Halves stored = exponents<T, n>(x);
+            const Halves nonzero = stored == std::int16_t{ZERO_EXPONENT} ? -stored : stored;
             largest = largest < stored ? stored : largest;
             least = nonzero < least ? nonzero : least;
             fractions |= x;
+            Pack<float, n> both[2];
+            elements<T, n>(both, side, i, l);
+            for (int odd = 0; odd < 2; ++odd)
+                store(&side.wide[2 * i + odd][l], __builtin_convertvector(both[odd], Pack<double, n>));
         }
-        store(&to.largest[l], low(largest) < high(largest) ? high(largest) : low(largest));
+        store(&side.largest[l], low(largest) < high(largest) ? high(largest) : low(largest));
         // The place of the lowest bit that any fraction has, from the exponent of that bit as a float.
         const Words fraction = low(fractions) | high(fractions), bit = fraction & -fraction;
         const Words place = ((Words)__builtin_convertvector(bit, Pack<float, n>) >> 23) - 127;
         const Words lowest = low(least) < high(least) ? low(least) : high(least);
-        store(&to.lowest[l], lowest - Operand<T>::fraction_bits + place);
+        store(&side.lowest[l], lowest - Operand<T>::fraction_bits + place);
     }
-    for (int k = 0; k < 16; ++k)
-        for (int l = 0; l < lines; ++l) to.wide[k][l] = to.value[k][l];
+    side.detailed = false;
 }
 
-// Row m of A against the columns of B from n0 on, where nothing is cut off before the sum, which double then holds
-// exactly in any order. False, and nothing done, where something may be.
-template <int rows, int columns> inline bool whole_step(float* c, const Side<rows>& a, int m, const Side<columns>& b, int n0) {
-    constexpr int n = Side<columns>::group, half = n / 2;
+// What `any_step` reads besides.
+template <class T, int lines> inline void detail(Side<lines>& side) {
+    if (std::exchange(side.detailed, true)) return;
+    constexpr int n = Side<lines>::group;
+    unpack<T>(side);
+    for (int i = 0; i < 8; ++i)
+        for (int l = 0; l < lines; l += n)
+            store(&side.exponent[i][l], exponents<T, n>(load<Pack<std::int16_t, 2 * n>>(&side.pairs[i][l])));
+}
+
+// Whether nothing is cut off before the sum of any column of B from n0 on with row m of A; double then holds it exactly,
+// in any order.
+template <int rows, int columns>
+inline bool is_whole(const float* c, const Side<rows>& a, int m, const Side<columns>& b, int n0) {
+    constexpr int n = Side<columns>::group;
     using Words = Pack<std::int32_t, n>;
     using Floats = Pack<float, n>;
-    using Doubles = Pack<double, half>;
     // The larger of c's exponent and of the largest product's, or more: a row's and a column's largest need not meet.
     // With 2^-115 as the least unit and 2^75 as the largest nothing below leaves float32's normal range.
     const Floats before = load<Floats>(c);
@@ -241,21 +230,32 @@ template <int rows, int columns> inline bool whole_step(float* c, const Side<row
     Words largest = load<Words>(&b.largest[n0]) + a.largest[m];
     largest = largest < exponent ? exponent : largest;
     largest = largest < -90 ? all<Words>(std::int32_t{-90}) : largest;
-    const Words unit = largest - 25;
-    if (any((largest > 100) | (load<Words>(&b.lowest[n0]) + a.lowest[m] < unit))) return false;
-    const Floats units = (Floats)((127 + unit) << 23), inverse = (Floats)((127 - unit) << 23);
-    const Words kept = __builtin_convertvector(before * inverse, Words);
-    if (any(__builtin_convertvector(kept, Floats) * units != before)) return false;
+    const Floats units = before * (Floats)((127 + 25 - largest) << 23);  // of 2^(largest - 25)
+    const Floats whole = __builtin_convertvector(__builtin_convertvector(units, Words), Floats);
+    return !any((largest > 100) | (load<Words>(&b.lowest[n0]) + (a.lowest[m] + 25) < largest) | (whole != units));
+}
 
-    Doubles sum[2];
-    for (int h = 0; h < 2; ++h)
-        sum[h] = 0.0 + __builtin_convertvector(load<Pack<float, half>>(c + h * half), Doubles);  // never -0
-#pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k)
-        for (int h = 0; h < 2; ++h)
-            sum[h] = exact(all<Doubles>(a.wide[k][m]), load<Doubles>(&b.wide[k][n0 + h * half]), sum[h]);
-    for (int h = 0; h < 2; ++h) store(c + h * half, truncated<half>(sum[h]));
-    return true;
+// The sums of `together` rows from m on, where they are whole.
+template <int together, int rows, int columns>
+inline void whole_steps(float* c, const Side<rows>& a, int m, const Side<columns>& b, int n0) {
+    constexpr int n = Side<columns>::group, half = n / 2;
+    using Doubles = Pack<double, half>;
+    Doubles sum[together][2];
+    each<2 * together>([&](auto i) CPU_INLINE {
+        const float* part = c + i / 2 * columns + i % 2 * half;
+        sum[i / 2][i % 2] = 0.0 + __builtin_convertvector(load<Pack<float, half>>(part), Doubles);  // never -0
+    });
+    for (int k = 0; k < 16; ++k) {
+        const Doubles line[2] = {load<Doubles>(&b.wide[k][n0]), load<Doubles>(&b.wide[k][n0 + half])};
+        each<together>([&](auto r) CPU_INLINE {
+            const Doubles element = all<Doubles>(a.wide[k][m + r]);
+            sum[r][0] = exact(element, line[0], sum[r][0]);
+            sum[r][1] = exact(element, line[1], sum[r][1]);
+        });
+    }
+    each<2 * together>([&](auto i) CPU_INLINE {
+        store(c + i / 2 * columns + i % 2 * half, truncated<half>(sum[i / 2][i % 2]));
+    });
 }
 
 // The same for all numbers.
@@ -311,13 +311,6 @@ inline void any_step(float* c, const Side<rows>& a, int m, const Side<columns>& 
     store(c, load<Floats>(&result[0]) * units);
 }
 
-// Elements of x, then of y, by their numbers; Index is a vector of as many integers of their size.
-#ifdef __clang__
-#define CPU_CHOICE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define CPU_CHOICE(x, y, ...) __builtin_shuffle(x, y, Index{__VA_ARGS__})
-#endif
-
 // Fragments of d and rows of it: lanes 2 i and 2 i + 1 of a group of four hold columns 4 i .. 4 i + 3 of rows g and g + 8
 // of each of n tiles, two columns of a row at a time. The same exchange leads back.
 template <int n> inline void exchange_rows(Pack<float, 4 * n>& first, Pack<float, 4 * n>& second) {
@@ -340,76 +333,27 @@ template <int n> inline void exchange_rows(Pack<float, 4 * n>& first, Pack<float
     second = (Pack<float, 4 * n>)odd;
 }
 
-// Four words of each of four lanes, as four lanes' words.
-inline void transpose(Pack<std::uint32_t, 4> (&words)[4]) {
-    using Index = Pack<std::int32_t, 4>;
-    const auto low = [](const auto& x, const auto& y) { return CPU_CHOICE(x, y, 0, 4, 1, 5); };
-    const auto high = [](const auto& x, const auto& y) { return CPU_CHOICE(x, y, 2, 6, 3, 7); };
-    const auto a = low(words[0], words[2]), b = low(words[1], words[3]);
-    const auto c = high(words[0], words[2]), d = high(words[1], words[3]);
-    words[0] = low(a, b);
-    words[1] = high(a, b);
-    words[2] = low(c, d);
-    words[3] = high(c, d);
+// d += A B of a whole step: of the sides the pairs are there.
+template <class T, int lines> inline void prepare(Side<lines>& side) {
+#if defined(CPU_FLOAT32_MMA) || defined(CPU_MMA_OTHER_UNIT)
+    unpack<T>(side);
+#else
+    measure<T>(side);
+#endif
 }
-
-// The warp-wide operation behind mma_step: gathers the fragments of 32 lanes, computes, scatters the result. Inside,
-// columns are in an order of their own: [half of a tile][tile][4]
-template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
-    constexpr int rows = 16 * MT, columns = 8 * NT, together = NT % 4 == 0 ? 4 : NT % 2 == 0 ? 2 : 1;
-    using Tiles = Pack<float, 4 * together>;
-    using Four = Pack<std::uint32_t, 4>;
-    alignas(64) std::uint32_t a_pairs[8][rows], b_pairs[8][columns];
-    alignas(64) float d[rows][columns];
-    for (int g = 0; g < 8; g += 4)
-        for (int t = 0; t < 4; ++t) {
-            const Fragments<T, MT, NT>* tile[4];
-            for (int i = 0; i < 4; ++i) tile[i] = static_cast<const Fragments<T, MT, NT>*>(deposits[4 * (g + i) + t]);
-            Four words[4];
-            for (int i = 0; i < MT; ++i) {
-                for (int l = 0; l < 4; ++l) words[l] = load<Four>(tile[l]->a[i]);
-                transpose(words);
-                for (int r = 0; r < 4; ++r) store(&a_pairs[t + 4 * (r >> 1)][16 * i + g + 8 * (r & 1)], words[r]);
-            }
-            for (int j = 0; j + 2 <= NT; j += 2) {
-                for (int l = 0; l < 4; ++l) words[l] = load<Four>(tile[l]->b[j]);
-                transpose(words);
-                for (int r = 0; r < 4; ++r) store(&b_pairs[t + 4 * (r & 1)][g * NT + 4 * (j + r / 2)], words[r]);
-            }
-            if (NT % 2 != 0)
-                for (int l = 0; l < 4; ++l)
-                    for (int r = 0; r < 2; ++r) b_pairs[t + 4 * r][g * NT + 4 * (NT - 1) + l] = tile[l]->b[NT - 1][r];
-        }
-    const auto exchange = [&](bool back) {
-        for (int lane = 0; lane < 32; lane += 2) {
-            const auto& even = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
-            const auto& odd = *static_cast<const Fragments<T, MT, NT>*>(deposits[lane + 1]);
-            const int g = lane / 4, half = lane % 4 / 2;
-            for (int i = 0; i < MT; ++i)
-                for (int j = 0; j < NT; j += together) {
-                    float* row = &d[16 * i + g][half * 4 * NT + 4 * j];
-                    float* below = row + 8 * columns;
-                    Tiles first = load<Tiles>(back ? row : even.d[i][j]), second = load<Tiles>(back ? below : odd.d[i][j]);
-                    exchange_rows<together>(first, second);
-                    store(back ? even.d[i][j] : row, first);
-                    store(back ? odd.d[i][j] : below, second);
-                }
-        }
-    };
-    exchange(false);
-    Side<rows> a;
-    Side<columns> b;
-    unpack<T>(a, a_pairs);
-    unpack<T>(b, b_pairs);
+template <class T, int rows, int columns> inline void multiply(float (&d)[rows][columns], Side<rows>& a, Side<columns>& b) {
 #ifdef CPU_FLOAT32_MMA
-    constexpr int n = Side<columns>::group;
+    constexpr int n = Side<columns>::group, together = 4;
     using Floats = Pack<float, n>;
-    for (int m = 0; m < rows; ++m)
-        for (int n0 = 0; n0 < columns; n0 += n) {
-            Floats sum = load<Floats>(&d[m][n0]);
-#pragma GCC unroll 16
-            for (int k = 0; k < 16; ++k) sum = fused(all<Floats>(a.value[k][m]), load<Floats>(&b.value[k][n0]), sum);
-            store(&d[m][n0], sum);
+    for (int n0 = 0; n0 < columns; n0 += n)
+        for (int m = 0; m < rows; m += together) {
+            Floats sum[together];
+            each<together>([&](auto r) CPU_INLINE { sum[r] = load<Floats>(&d[m + r][n0]); });
+            for (int k = 0; k < 16; ++k) {
+                const Floats line = load<Floats>(&b.value[k][n0]);
+                each<together>([&](auto r) CPU_INLINE { sum[r] = fused(all<Floats>(a.value[k][m + r]), line, sum[r]); });
+            }
+            each<together>([&](auto r) CPU_INLINE { store(&d[m + r][n0], sum[r]); });
         }
 #elif defined(CPU_MMA_OTHER_UNIT)
     for (int m = 0; m < rows; ++m) {
@@ -420,13 +364,87 @@ template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
                 d[m][n] = step(d[m][n], row + k, &b.value[k][n], columns, Operand<T>::smallest_exponent);
     }
 #else
-    measure<T>(a, a_pairs);
-    measure<T>(b, b_pairs);
-    for (int m = 0; m < rows; ++m)
-        for (int n = 0; n < columns; n += Side<columns>::group)
-            if (!whole_step(d[m] + n, a, m, b, n)) any_step(d[m] + n, a, m, b, n, Operand<T>::smallest_exponent);
+    constexpr int together = 4;
+    for (int n = 0; n < columns; n += Side<columns>::group)
+        for (int m = 0; m < rows; m += together) {
+            bool whole[together];
+            each<together>([&](auto r) CPU_INLINE { whole[r] = is_whole(d[m + r] + n, a, m + r, b, n); });
+            if (whole[0] & whole[1] & whole[2] & whole[3]) {
+                whole_steps<together>(d[m] + n, a, m, b, n);
+                continue;
+            }
+            detail<T>(a);
+            detail<T>(b);
+            for (int r = 0; r < together; ++r) {
+                if (whole[r]) whole_steps<1>(d[m + r] + n, a, m + r, b, n);
+                else any_step(d[m + r] + n, a, m + r, b, n, Operand<T>::smallest_exponent);
+            }
+        }
 #endif
-    exchange(true);
+}
+
+// A's rows from `first` on, of which lane 4 g + t of a warp holds g and g + 8; lane(l) are the four registers of lane l.
+template <int lines, class Lane> inline void gather_rows(Side<lines>& to, int first, Lane lane) {
+    using Four = Pack<std::uint32_t, 4>;
+    for (int g = 0; g < 8; g += 4)
+        for (int t = 0; t < 4; ++t) {
+            Four words[4];
+            for (int l = 0; l < 4; ++l) words[l] = load<Four>(lane(4 * (g + l) + t));
+            transpose(words);
+            for (int r = 0; r < 4; ++r) store(&to.pairs[t + 4 * (r >> 1)][first + g + 8 * (r & 1)], words[r]);
+        }
+}
+
+// Between 16 rows of d and the fragments of a warp's lanes: lane(l) are the 4 NT registers of lane l. Inside a row columns are
+// in an order of their own: [half of a tile][tile][4].
+template <bool back, int NT, class Lane> inline void exchange(float (*d)[8 * NT], Lane lane) {
+    constexpr int together = NT % 4 == 0 ? 4 : NT % 2 == 0 ? 2 : 1;
+    using Tiles = Pack<float, 4 * together>;
+    for (int l = 0; l < 32; l += 2) {
+        float *even = lane(l), *odd = lane(l + 1);
+        const int g = l / 4, half = l % 4 / 2;
+        for (int j = 0; j < NT; j += together) {
+            float* row = d[g] + half * 4 * NT + 4 * j;
+            float* below = row + 8 * 8 * NT;
+            Tiles first = load<Tiles>(back ? row : even + 4 * j), second = load<Tiles>(back ? below : odd + 4 * j);
+            exchange_rows<together>(first, second);
+            store(back ? even + 4 * j : row, first);
+            store(back ? odd + 4 * j : below, second);
+        }
+    }
+}
+
+// The warp-wide operation behind mma_step: gathers the fragments of 32 lanes, computes, scatters the result.
+template <class T, int MT, int NT> void mma_warp(void* const* deposits) {
+    constexpr int rows = 16 * MT, columns = 8 * NT;
+    using Four = Pack<std::uint32_t, 4>;
+    const auto tile = [&](int lane) -> const Fragments<T, MT, NT>& {
+        return *static_cast<const Fragments<T, MT, NT>*>(deposits[lane]);
+    };
+    Side<rows> a;
+    Side<columns> b;
+    alignas(64) float d[rows][columns];
+    for (int i = 0; i < MT; ++i) {
+        gather_rows(a, 16 * i, [&](int lane) { return tile(lane).a[i]; });
+        exchange<false, NT>(d + 16 * i, [&](int lane) { return tile(lane).d[i][0]; });
+    }
+    for (int g = 0; g < 8; g += 4)
+        for (int t = 0; t < 4; ++t) {
+            const int lane = 4 * g + t;
+            for (int j = 0; j + 2 <= NT; j += 2) {
+                Four words[4];
+                for (int l = 0; l < 4; ++l) words[l] = load<Four>(tile(lane + 4 * l).b[j]);
+                transpose(words);
+                for (int r = 0; r < 4; ++r) store(&b.pairs[t + 4 * (r & 1)][g * NT + 4 * (j + r / 2)], words[r]);
+            }
+            if (NT % 2 != 0)
+                for (int l = 0; l < 4; ++l)
+                    for (int r = 0; r < 2; ++r) b.pairs[t + 4 * r][g * NT + 4 * (NT - 1) + l] = tile(lane + 4 * l).b[NT - 1][r];
+        }
+    prepare<T>(a);
+    prepare<T>(b);
+    multiply<T>(d, a, b);
+    for (int i = 0; i < MT; ++i) exchange<true, NT>(d + 16 * i, [&](int lane) { return tile(lane).d[i][0]; });
 }
 
 }  // namespace cpu

@@ -1,4 +1,4 @@
-"""Asynchronous copies on the host device: as late as a GPU may make them, and never forgotten."""
+"""Asynchronous copies and products on the host device: as late as a GPU may make them, and never forgotten."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mxharness.errors import KernelFailure
 POISON = -1
 KERNELS = """
 #include "async.cuh"
+#include "wgmma.cuh"
 extern "C" __global__ void late(int* in, int* out) {
     __shared__ int words[32];
     const int i = threadIdx.x;
@@ -67,6 +68,30 @@ extern "C" __global__ void many(const int* in, int* out) {
     commit_async();
     wait_async<0>();
 }
+extern "C" __global__ void products(float* out, int waits) {
+    __shared__ __align__(1024) std::uint32_t ones[64][32];
+    for (int i = threadIdx.x; i < 64 * 32; i += 128) ones[i / 32][i % 32] = 0x3f803f80;
+    __syncthreads();
+    std::uint32_t a[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80}, other[4] = {};
+    float d[8][4], rest[8][4];
+    for (int i = 0; i < 32; ++i) d[i / 4][i % 4] = rest[i / 4][i % 4] = 7;
+    const auto note = [&](int at) {
+        out[128 * at + threadIdx.x] = d[3][2];
+        out[128 * (at + 1) + threadIdx.x] = rest[3][2];
+    };
+    group_step<__nv_bfloat16, 8>(d, a, ones, 0, true, 64);
+    group_step<__nv_bfloat16, 8>(d, a, ones, 3, false, 64);
+    group_commit();
+    note(0);
+    for (int i = 0; i < 4; ++i) other[i] = a[i] = 0x40004000;
+    group_step<__nv_bfloat16, 8>(rest, other, ones, 1, false, 64);
+    group_commit();
+    if (waits == 0) return;
+    group_wait<1>(d);
+    note(2);
+    group_wait<0>(rest);
+    note(4);
+}
 """
 
 
@@ -120,3 +145,12 @@ def test_a_copy_from_or_to_an_address_that_is_no_multiple_of_its_size_is_named(c
 def test_of_very_many_copies_the_oldest_are_made_early(cpu, numbers):
     cpu.launch("copies.cu", "many", (1,), (1,), *numbers)
     assert numbers[1].tolist() == [1] * 44 + [POISON] * 256
+
+
+def test_a_warpgroups_product_is_made_by_the_wait_from_what_is_there_then(cpu):
+    out = torch.zeros(6, 128)
+    cpu.launch("copies.cu", "products", (1,), (128,), out, 1)
+    assert torch.equal(out, torch.tensor([7.0, 7.0, 64.0, 7.0, 64.0, 39.0]).expand(128, 6).T)
+    sentence = r"thread \(127, 0, 0\) of block \(0, 0, 0\) ended with 3 steps of its warpgroup's tensor core under way"
+    with pytest.raises(KernelFailure, match=sentence):
+        cpu.launch("copies.cu", "products", (1,), (128,), out, 0)

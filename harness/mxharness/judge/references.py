@@ -3,7 +3,7 @@
 A GPU's reference is as good as the CPU's. Its operations are IEEE ones or functions within units in the last place, and
 its sums have another order: K terms are off by gamma_K magnitude at most, with u = 2^-53, in either order. A kernel
 that sums K products in chunks has a chain of n >= 2 sqrt(K) roundings, so K <= n^2 / 4, and an error of n^2 / 4 * 2^-53
-moves a verdict by n / 4 * 2^-29 of its bound gamma_n magnitude: nothing that a bound decides hangs on the order.
+moves a verdict by n * 2^-31 of its bound gamma_n magnitude: nothing that a bound decides hangs on the order.
 
 It is computed from copies of what the judge itself holds on the CPU, and nothing stays on the GPU from one reference to
 the next: a kernel that writes anywhere cannot have changed what judges it. Predicted bits are always the CPU's.

@@ -7,8 +7,18 @@
 //
 // Keys are rotated in float32, rounded to their type and only then stored or quantised; values are stored as they are.
 // Nothing is summed over more than a pair. Positions and pages were checked by the caller.
+// A thread does SHARE elements: on a GPU four lanes share a block of 32, so that a token's few rows keep many lanes busy and
+// neighbours read and write side by side; on a CPU one thread does it, and as many threads find nothing to do.
 #include "kv_cache.cuh"
 #include "rope.cuh"
+#include "warp.cuh"
+
+#ifdef __CUDACC__
+constexpr int LANES = 4;
+#else
+constexpr int LANES = 1;
+#endif
+constexpr int SHARE = MX_BLOCK / LANES;
 
 struct Tokens {
     const int* starts;  // null: all 0
@@ -22,17 +32,17 @@ struct Tokens {
 
 constexpr int THREADS = 128;
 
-// Element 0 of the block of 32 that this thread does, and whose: false past the last one.
+// The first element that this thread does, and whose: false past the last one.
 struct Place {
     int sequence, head, position, first;
     long long token;
 };
 __device__ inline bool locate(Place& place, const Tokens& tokens, int B) {
     const long long thread = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
-    const int blocks = row_blocks(tokens.D);
-    const long long row = thread / blocks;
+    const int shares = row_blocks(tokens.D) * LANES;
+    const long long row = thread / shares;
     if (row >= static_cast<long long>(B) * tokens.T * tokens.heads) return false;
-    place.first = static_cast<int>(thread % blocks) * MX_BLOCK;
+    place.first = static_cast<int>(thread % shares) * SHARE;
     place.head = static_cast<int>(row % tokens.heads);
     place.token = row / tokens.heads;
     place.sequence = static_cast<int>(place.token / tokens.T);
@@ -45,27 +55,33 @@ __device__ inline bool locate(Place& place, const Tokens& tokens, int B) {
 template <class T, bool quantised>
 __device__ inline void append(void* k_cache, void* v_cache, std::uint8_t* k_scales, std::uint8_t* v_scales, const T* k,
                               const T* v, int k_stride, int v_stride, const CacheRows& rows, const Tokens& tokens, int B) {
-    Place place;
-    if (!locate(place, tokens, B)) return;
+    Place place = {};
+    const bool exists = locate(place, tokens, B);
+    if (!quantised && !exists) return;  // else its neighbours may ask it
     const bool keys = blockIdx.y == 0;
     const T* from = (keys ? k + place.token * k_stride : v + place.token * v_stride) + place.head * tokens.D;
     const float* angles = keys ? tokens.angles_of(place.position) : nullptr;
     void* cache = keys ? k_cache : v_cache;
     const long long row = rows.at(place.sequence, place.head, place.position);
-    const int count = min(MX_BLOCK, tokens.D - place.first);
+    const int count = exists ? min(SHARE, tokens.D - place.first) : 0;
     if constexpr (quantised) {
-        float values[MX_BLOCK];
-        for (int i = 0; i < MX_BLOCK; ++i)
+        float values[SHARE];
+#pragma unroll
+        for (int i = 0; i < SHARE; ++i)
             values[i] = i < count ? widen(rotated(from, angles, place.first + i, tokens.D, tokens.order)) : 0.0f;
-        const int scale = scale_of(largest_of(values), SCALE_FLOOR);
+        const int scale = scale_of(warp_reduce<LANES>(largest_of(values), Max()), SCALE_FLOOR);
+        if (!exists) return;
         const long long to = row * row_blocks(tokens.D) + place.first / MX_BLOCK;
-        uint4 codes;
+        using Codes = std::conditional_t<LANES == 1, uint4, std::uint32_t>;
+        Codes codes;
         encode_all(reinterpret_cast<std::uint32_t*>(&codes), values, scale, TIE_EVEN);
-        static_cast<uint4*>(cache)[to] = codes;
-        (keys ? k_scales : v_scales)[to] = static_cast<std::uint8_t>(scale);
+        static_cast<Codes*>(cache)[to * LANES + place.first % MX_BLOCK / SHARE] = codes;
+        if (place.first % MX_BLOCK == 0) (keys ? k_scales : v_scales)[to] = static_cast<std::uint8_t>(scale);
     } else {
         T* to = static_cast<T*>(cache) + row * tokens.D + place.first;
-        for (int i = 0; i < count; ++i) to[i] = rotated(from, angles, place.first + i, tokens.D, tokens.order);
+#pragma unroll
+        for (int i = 0; i < SHARE; ++i)
+            if (i < count) to[i] = rotated(from, angles, place.first + i, tokens.D, tokens.order);
     }
 }
 
@@ -76,7 +92,8 @@ template <class T> __device__ inline void rotate(T* y, const T* x, int stride, c
     const T* from = x + place.token * stride + place.head * tokens.D;
     T* to = y + (place.token * tokens.heads + place.head) * tokens.D;
     const float* angles = tokens.angles_of(place.position);
-    for (int i = place.first; i < min(place.first + MX_BLOCK, tokens.D); ++i)
+#pragma unroll 8
+    for (int i = place.first; i < min(place.first + SHARE, tokens.D); ++i)
         to[i] = rotated(from, angles, i, tokens.D, tokens.order);
 }
 
@@ -88,7 +105,7 @@ __device__ inline void read(T* y, const Cache& cache, const CacheRows& rows, con
     const int D = tokens.D;
     const long long row = rows.at(place.sequence, place.head, place.position);
     T* to = y + ((static_cast<long long>(place.sequence) * tokens.heads + place.head) * tokens.T + place.position) * D;
-    for (int column = place.first; column < min(place.first + MX_BLOCK, D); column += 8)
+    for (int column = place.first; column < min(place.first + SHARE, D); column += 8)
         *reinterpret_cast<uint4*>(to + column) = cache.eight(row, D, column);
 }
 

@@ -14,7 +14,7 @@ import torch
 from mxharness.device import Device
 from mxharness.errors import UserError
 from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors, device_of, integer
-from mxharness.functional.rope import HEAD_DIMS, Rope, check_heads, check_rope, check_starts
+from mxharness.functional.rope import HEAD_DIMS, LANES, Rope, check_heads, check_rope, check_starts
 from mxharness.mxfp4 import BLOCK
 
 STORAGE = {"bf16": torch.bfloat16, "fp16": torch.float16, "mxfp4": torch.uint8}
@@ -154,7 +154,7 @@ def kv_cache_append(
         check_cache(device, cache, positions + T)
         _check_written(cache, positions, T)
     order = check_rope(device, rope, D, int(positions.max()) + T if validate else 0) if rope is not None else 0
-    threads = B * T * H * -(-D // BLOCK)
+    threads = B * T * H * -(-D // BLOCK) * LANES
     device.launch(
         "kv_cache.cu", f"kv_append_{cache.kernel}", (-(-threads // 128), 2), (128,),
         cache.k, cache.v, cache.k_scales, cache.v_scales, k, v, *strides, cache.table,
@@ -179,7 +179,7 @@ def kv_cache_read(
     both = []
     for x, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales)):
         y = device.empty((B, H, length, D), cache.dtype)
-        threads = B * length * H * -(-D // BLOCK)
+        threads = B * length * H * -(-D // BLOCK) * LANES
         device.launch(
             "kv_cache.cu", f"kv_read_{cache.kernel}", (-(-threads // 128),), (128,),
             y, x, scales, cache.table, B, length, H, D, cache.page, cache.columns,

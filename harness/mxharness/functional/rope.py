@@ -18,6 +18,8 @@ from mxharness.functional.common import ACTIVATIONS, check_tensor, check_tensors
 ORDERS = {"half": 0, "interleaved": 1}
 """Which elements of a row form a pair: i and i + D/2 (Llama, transformers, gpt-oss), or 2i and 2i + 1 (GPT-J, GGUF)."""
 HEAD_DIMS = (32, 64, 80, 96, 128)
+LANES = 4
+"""Threads of kv_cache.cu for 32 elements of a row."""
 _MOST_POSITIONS = 1 << 30
 """So that the end of a sequence, a position and a number of tokens, stays within 32 bits."""
 
@@ -114,7 +116,7 @@ def apply_rope(
     check_starts(device, positions, B, "positions", validate=validate)
     order = check_rope(device, rope, D, int(positions.max()) + T if validate else 0)
     y = device.empty((B, T, H, D), x.dtype)
-    threads = B * T * H * -(-D // 32)
+    threads = B * T * H * -(-D // 32) * LANES
     device.launch(
         "kv_cache.cu", f"rope_{ACTIVATIONS[x.dtype]}", (-(-threads // 128),), (128,),
         y, x, stride, rope.table, positions, B, T, H, D, order,

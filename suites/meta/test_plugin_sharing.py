@@ -7,8 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
+from mxharness import plugin
+from mxharness.device import cuda
+from mxharness.device.source import shipped
 from mxharness.plugin import starting
 from mxharness.plugin.sharing import spread
 
@@ -81,3 +86,32 @@ def test_who_looked_for_garbage_before_looks_again_and_nobody_else(looks, pytest
     finally:
         pytestconfig.stash[starting._COLLECTS] = kept
         gc.enable()
+
+
+def test_all_kernels_are_compiled_for_a_gpu_and_none_for_the_cpu(device, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cuda, "compile_cubin", lambda *arguments: asked.append(arguments))
+    card = cuda.CudaDevice.__new__(cuda.CudaDevice)  # without a GPU
+    card.sources, card.architecture = shipped(), "sm_90a"
+    starting.compile_kernels(card)
+    for thread in [one for one in threading.enumerate() if one.name.startswith("ThreadPoolExecutor")]:
+        thread.join()
+    assert sorted(asked) == [(shipped(), name, "sm_90a") for name in sorted(shipped().names())]
+    if device.name == "host":
+        starting.compile_kernels(device)
+        assert len(asked) == len(shipped().names())
+
+
+@pytest.mark.parametrize(("whole", "workers", "begun"), [(True, 2, True), (False, 2, False), (True, None, False)])
+def test_a_whole_run_with_workers_begins_to_compile(whole, workers, begun, monkeypatch):
+    found = []
+    config = SimpleNamespace(
+        option=SimpleNamespace(collectonly=False, numprocesses=workers),
+        stash={plugin._SESSION: SimpleNamespace(whole=whole)},
+        getoption=lambda name: None,
+    )
+    monkeypatch.setattr(plugin.watch, "of", lambda config: None)
+    monkeypatch.setattr(plugin, "device_of", lambda config: "card")
+    monkeypatch.setattr(starting, "compile_kernels", found.append)
+    plugin.pytest_sessionstart(SimpleNamespace(config=config))
+    assert found == (["card"] if begun else [])

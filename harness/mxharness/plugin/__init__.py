@@ -100,10 +100,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Watch long tests, and leave a record that says the run did not end, for whoever looks after it was killed."""
+    """Compile, watch long tests, and leave a record that says the run did not end, should it be killed."""
     config = session.config
     if _is_worker(config) or config.option.collectonly:
         return
+    if config.stash[_SESSION].whole and getattr(config.option, "numprocesses", None):
+        starting.compile_kernels(device_of(config))
     if seen := watch.of(config):
         config.pluginmanager.register(seen, "mxharness-watch")
     if not config.getoption("--report"):

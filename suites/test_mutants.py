@@ -9,8 +9,8 @@ from mxharness.device.source import shipped
 from mxharness.faults.mutants import generate, sample
 from mxharness.faults.mutation import run_mutants
 
-SEED, COUNT = 1, 10
-FILES = ("quantize.cu", "dequant.cu", "ffn.cu", "elementary.cu", "rope.cuh")
+SEED, COUNT = 1, 8
+FILES = ("quantize.cu", "dequant.cu", "elementary.cu", "rope.cuh")
 """Whose kernels compile and run in a moment."""
 
 

@@ -137,10 +137,11 @@ def test_a_gpu_is_asked_for_what_is_large_and_only_where_the_kernel_ran_on_it(de
     assert references.place(card, large, y) == CPU
 
 
-def test_a_gpu_without_memory_leaves_it_to_the_cpu():
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_gpu_without_memory_or_one_that_failed_leaves_it_to_the_cpu(error):
     def golden(case, tensors):
         if tensors["x"].device == GPU:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error("CUDA error")
         return find("gemm").golden(case, tensors)
 
     op = replace(find("gemm"), golden=golden)

@@ -51,13 +51,13 @@ def sampled(case: Case, gate: Gate) -> bool:
 
 
 def find(op: Op, case: Case, gate: Gate, inputs: Tensors, outputs: Tensors, where: torch.device = CPU) -> References:
-    """The references, on the CPU, computed on `where`; on the CPU where that has no memory for it."""
+    """The references, on the CPU, computed on `where`; on the CPU where that has no memory for it or has failed."""
     if gate == "predicted" or where == CPU:
         return References(computed(op, case, gate, inputs, outputs))
     try:
         found = computed(op, case, gate, _moved(inputs, where), _moved(outputs, where))
         there = {name: _on_cpu(one) for name, one in found.items()}
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # who runs the next kernel is told of a lost context
         return References(computed(op, case, gate, inputs, outputs))
     if not sampled(case, gate):
         return References(there)

@@ -185,13 +185,13 @@ __device__ inline int encode_scale(float amax, int rule) {
 
 // The E2M1 code of x / 2^(s - 127) in the four highest bits, saturating at 6. The sign is kept, also of zero and of what
 // rounds to it. Between a power of two from 2 on and the next, codes lie half that power apart; below 2 they lie 0.5
-// apart. This is the last bit of 1.5 * 2^22 times the power (1 below 2): adding it rounds to a whole number of such
-// steps, of two as near to the even one, whose code is even. A power has 2 codes below its own steps from 0 on.
+// apart. This is the last bit of 2^22 times the power (1 below 2): adding it rounds to a whole number of such steps, of
+// two as near to the even one, whose code is even. A power has 2 codes below its own steps from 0 on.
 __device__ inline std::uint32_t encode(float x, int s, int rule) {
     const float inverse = __uint_as_float(static_cast<std::uint32_t>(254 - s) << 23);  // s <= 253
     const float a = min(__fmul_rn(__uint_as_float(__float_as_uint(x) & 0x7fffffffu), inverse), 6.0f);
     const std::uint32_t power = max(__float_as_uint(a), 0x3f800000u) & 0x7f800000u;
-    const float magic = __uint_as_float(power + 0x0b400002u), sum = __fadd_rn(a, magic);  // 2 and 254 are 0 modulo 8
+    const float magic = __uint_as_float(power + 0x0b000002u), sum = __fadd_rn(a, magic);  // 2 + 254 is 0 modulo 8
     std::uint32_t code = __float_as_uint(sum) + (power >> 22);
     if (rule != TIE_EVEN) {
         const float down = __fsub_rn(a, __fsub_rn(sum, magic)), half = __uint_as_float(power - 0x01000000u);  // exact

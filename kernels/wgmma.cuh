@@ -85,13 +85,18 @@ template <int count> __device__ inline void keep_registers() {}
 
 #endif
 
+// Tokens' tile as the instruction is told of it: start and the 1,024 bytes between groups of 8 rows, in units of 16;
+// 1 << 62: the 128-byte swizzle.
+using Columns = std::uint64_t;
+__device__ inline Columns columns_of(const void* tile) {
+    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
+    return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
 // d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
 template <class T, int NT>
-__device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int) {
-    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile)) + 32 * step;
-    // Start and the 1,024 bytes between groups of 8 rows, in units of 16; 1 << 62: the 128-byte swizzle.
-    const std::uint64_t tokens = (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
-    wgmma(d, a, tokens, first ? 0 : 1, T());
+__device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
+    wgmma(d, a, tile + 2 * step, first ? 0 : 1, T());
 }
 
 #else
@@ -102,8 +107,11 @@ template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {}
 inline void publish_shared() {}
 template <int count> inline void keep_registers() {}
 
+using Columns = const char*;
+inline Columns columns_of(const void* tile) { return static_cast<const char*>(tile); }
+
 template <class T, int NT>
-inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {
+inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int live) {
     constexpr int some = 4;  // columns tiles at once
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     std::uint32_t rows[1][4];
@@ -115,8 +123,7 @@ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const voi
         std::uint32_t b[some][2];
         for (int i = 0; i < some; ++i)
             for (int r = 0; r < 2; ++r)
-                b[i][r] = *reinterpret_cast<const std::uint32_t*>(
-                    static_cast<const char*>(tile) + swizzled(8 * (j + i) + g, 2 * step + r) + 4 * t);
+                b[i][r] = *reinterpret_cast<const std::uint32_t*>(tile + swizzled(8 * (j + i) + g, 2 * step + r) + 4 * t);
         mma_step(Fragments<T, 1, some>{sum, rows, b});
     }
 }

@@ -19,6 +19,7 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 
 // The instruction names its registers one by one.
 #define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define D16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
 #define D32                                                                                                       \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
@@ -26,6 +27,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define WGMMA_32(type)                                                                                            \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %21, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " " D16                              \
+                 "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"                                                     \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3)                                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 #define WGMMA_64(type)                                                                                            \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
@@ -42,6 +49,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_32("bf16");
+}
+__device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_32("f16");
+}
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
     WGMMA_64("bf16");
 }

@@ -46,7 +46,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
     if (thread < SPLIT_STAGES) shared.extreme[thread] = -1;
     __syncthreads();
 
-    const int chunks = (K + chunk - 1) / chunk, rounds = (chunks + SPLIT_GROUPS - 1) / SPLIT_GROUPS;
+    const int rounds = (K + SPLIT_GROUPS * chunk - 1) / (SPLIT_GROUPS * chunk);
     if (group == SPLIT_GROUPS) {
         const auto load = [&](int s) {
             auto& stage = shared.stages[s % SPLIT_STAGES];
@@ -80,12 +80,10 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
         const std::uint32_t by = spread_by(t);
         float total[OWN][4] = {};
         const auto add = [&](int r) {
-            const int parts = min(SPLIT_GROUPS, chunks - r * SPLIT_GROUPS);
 #pragma unroll
             for (int own = 0; own < OWN; ++own)
 #pragma unroll
-                for (int part = 0; part < SPLIT_GROUPS; ++part) {
-                    if (part >= parts) break;
+                for (int part = 0; part < SPLIT_GROUPS; ++part) {  // past K there are zeros, which change no bit
                     const float4 sum = shared.sums[r % 2][part][group + SPLIT_GROUPS * own][place];
                     const float values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll

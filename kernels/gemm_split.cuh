@@ -69,7 +69,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
                     shared.extreme[s % SPLIT_STAGES] = s;
                 publish_shared();
             }
-            __syncthreads();
+            __syncthreads();  // the stage has arrived; the one before has been read
             if (r % rounds_of == 0) load(s + 2);
         }
         wait_async<0>();

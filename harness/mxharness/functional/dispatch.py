@@ -18,6 +18,8 @@ FEW_FEATURES = 4_096
 """Up to so many features, of all problems together, a block's share of K goes to twice as many warps."""
 MANY_FEATURES = 32_768
 """From so many features on there are warps enough for more than 8 rows without sharing K among several."""
+SPLIT_ROWS = 64
+"""Up to so many rows (three quarters of that where they are routed) Hopper may run the kernel that shares K out."""
 TILES = {"wide": ((256, 128, 384, 18), (128, 128, 384, 10), (128, 64, 384, 8)), "split": ((64, 32, 640, 4),)}
 """Of Hopper's kernels for more rows: a block's features, rows and threads, and how long a wave of blocks takes beside
 the others. Measured on an H100, but for "split", which is counted."""
@@ -79,7 +81,8 @@ def choose(problem: Problem, device_class: str) -> Plan:
         return _few(problem)
     if problem.kind == "dense" or device_class not in _WGMMA:
         return Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)
-    return min(hopper_plans(problem.dtype), key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the largest
+    plans = [plan for plan in hopper_plans(problem.dtype) if "split" not in plan.kernel or _full(problem) <= SPLIT_ROWS]
+    return min(plans, key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the largest tile
 
 
 def hopper_plans(dtype: str) -> list[Plan]:
@@ -102,10 +105,14 @@ def _few(problem: Problem) -> Plan:
     return Plan("gemm.cu", f"{problem.kind}_{name}_{problem.dtype}", *sizes)
 
 
+def _full(problem: Problem) -> float:
+    """Rows of a problem; routed ones differ, and the larger count."""
+    return problem.rows_each * 4 / 3 if problem.routed else problem.rows_each
+
+
 def _waves(problem: Problem, plan: Plan) -> int:
-    """Of blocks that have work; routed problems differ in size, the larger ones count."""
-    rows = problem.rows_each * 4 / 3 if problem.routed else problem.rows_each
-    tiles = ceil(rows / plan.rows) * min(problem.problems, problem.rows)
+    """Of blocks that have work."""
+    tiles = ceil(_full(problem) / plan.rows) * min(problem.problems, problem.rows)
     return ceil(ceil(problem.N / plan.features) * tiles / MULTIPROCESSORS)
 
 

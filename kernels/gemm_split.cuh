@@ -36,7 +36,8 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
     static_assert(NT % SPLIT_GROUPS == 0 && blocks_of % blocks == 0);
     SHARED_ARENA(arena, sizeof(Shared));
     Shared& shared = *reinterpret_cast<Shared*>(arena);
-    const int thread = threadIdx.x, group = thread / GROUP_THREADS, place = thread % GROUP_THREADS;
+    const int thread = threadIdx.x, place = thread % GROUP_THREADS;
+    const int group = shuffle(thread / GROUP_THREADS, 0);  // one number a warp, as the compiler now knows
     const int n0 = blockIdx.x * GROUP_ROWS, N = output.N, K = weights.K;
     Tile tile;
     if (!locate(tile, rows, TOKENS)) return;

@@ -49,17 +49,30 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
 
     const int rounds = (K + SPLIT_GROUPS * chunk - 1) / (SPLIT_GROUPS * chunk);
     if (group == SPLIT_GROUPS) {
+        CodesAhead<GROUP_ROWS> codes[SCALES_OF];
         const auto load = [&](int s) {
             auto& stage = shared.stages[s % SPLIT_STAGES];
             if (place < GROUP_ROWS) load_scales(&stage.scales[place], weights, first_row + place, place < features_live, s * SPLIT_K);
 #pragma unroll 1
             for (int part = 0; part < SCALES_OF; ++part)
-                load_stage(stage.parts[part], shared.token_rows, s * SCALES_OF + part, reinterpret_cast<const uint4*>(x),
-                           reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / 32), K, live, features_live);
+                load_tokens(stage.parts[part], shared.token_rows, s * SCALES_OF + part, reinterpret_cast<const uint4*>(x), K, live);
             commit_async();
         };
+        const auto read_codes = [&](int s) {
+#pragma unroll
+            for (int part = 0; part < SCALES_OF; ++part)
+                codes[part].read(reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK), s * SCALES_OF + part, K,
+                                 features_live);
+        };
+        const auto write_codes = [&](int s) {
+#pragma unroll
+            for (int part = 0; part < SCALES_OF; ++part) codes[part].write(shared.stages[s % SPLIT_STAGES].parts[part].codes);
+        };
+        read_codes(0);
         load(0);
         load(1);
+        write_codes(0);
+        read_codes(1);
 #pragma unroll 1
         for (int r = 0; r < rounds; ++r) {
             const int s = r / rounds_of, left = K / MX_BLOCK - s * SCALES;
@@ -71,14 +84,16 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
                 publish_shared();
             }
             __syncthreads();  // the stage has arrived; the one before has been read
-            if (r % rounds_of == 0) load(s + 2);
+            if (r % rounds_of != 0) continue;
+            write_codes(s + 1);
+            read_codes(s + 2);
+            load(s + 2);
         }
         wait_async<0>();
         __syncthreads();
         __syncthreads();
     } else {
         const int lane = thread % 32, g = lane / 4, t = lane % 4, row = place / 32 * 16 + g;
-        const std::uint32_t by = spread_by(t);
         float total[OWN][4] = {};
         const auto add = [&](int r) {
 #pragma unroll
@@ -99,17 +114,17 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
             const int within = first % blocks_of;
             Operand32<T> operands[2];  // one for the tensor core, one that is being decoded
             std::uint32_t words[2];
-            uint4 codes[2];
+            std::uint32_t codes[2];
             float sum[NT][4], scales[2];
             const auto fetch = [&](int block) {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) codes[i] = *reinterpret_cast<const uint4*>(part.codes[row + 8 * i] + 16 * (within + block));
+                for (int i = 0; i < 2; ++i) codes[i] = lane_codes(part.codes[row + 8 * i], g, within + block, t);
             };
             fetch(0);
 #pragma unroll
             for (int i = 0; i < 2; ++i)
                 words[i] = reinterpret_cast<const std::uint32_t*>(&stage.scales[row + 8 * i])[first / blocks_of];
-            operands[0].template decode<any_scale>(codes, words, within, by);
+            operands[0].template decode<any_scale>(codes, words, within);
 #pragma unroll
             for (int block = 0; block < blocks; ++block) {
                 if (block + 1 < blocks) fetch(block + 1);
@@ -124,7 +139,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
                 if (block == 0 && r > 0) add(r - 1);
                 if (block + 1 == blocks) continue;
                 group_wait<1>(sum);  // the block before is done
-                operands[(block + 1) % 2].template decode<any_scale>(codes, words, within + block + 1, by);
+                operands[(block + 1) % 2].template decode<any_scale>(codes, words, within + block + 1);
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {

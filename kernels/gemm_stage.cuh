@@ -30,32 +30,63 @@ template <int TOKENS> struct TokenRows {
     }
 };
 
-// A thread's share of what the loading warpgroup brings of a stage: 16-byte pieces of tokens and of codes. A piece past
-// the rows or K arrives as zeros, and nothing is read.
+// A thread's share of a stage's tokens, in pieces of 16 bytes. A piece past the rows or K arrives as zeros, and nothing is
+// read.
 template <int FEATURES, int TOKENS>
-__device__ inline void load_stage(Stage<FEATURES, TOKENS>& stage, const TokenRows<TOKENS>& token_rows, int c,
-                                  const uint4* __restrict__ tokens, const uint4* __restrict__ codes, int K, int live, int features) {
-    constexpr int token_pieces = STAGE_K / 8, code_pieces = STAGE_K / 2 / 16;  // of a row
-    constexpr int apart = GROUP_THREADS / token_pieces, codes_apart = GROUP_THREADS / code_pieces;
+__device__ inline void load_tokens(Stage<FEATURES, TOKENS>& stage, const TokenRows<TOKENS>& token_rows, int c,
+                                   const uint4* __restrict__ tokens, int K, int live) {
+    constexpr int pieces = STAGE_K / 8, apart = GROUP_THREADS / pieces;  // of a row; rows that a thread's pieces lie apart
     const int thread = threadIdx.x % GROUP_THREADS, begin = c * STAGE_K;
-    {
-        const int m = thread / token_pieces, at = thread % token_pieces, rows = begin + 8 * at < K ? live - m : 0;
-        unsigned char* to = stage.tokens[at / 8] + swizzled(m, at % 8);
-        const uint4* from = tokens + begin / 8 + at;
+    const int m = thread / pieces, at = thread % pieces, rows = begin + 8 * at < K ? live - m : 0;
+    unsigned char* to = stage.tokens[at / 8] + swizzled(m, at % 8);
+    const uint4* from = tokens + begin / 8 + at;
 #pragma unroll
-        for (int i = 0; i < TOKENS / apart; i += 4) {
-            const uint4 four = *reinterpret_cast<const uint4*>(&token_rows.at[m][i]);
-            const std::uint32_t row[4] = {four.x, four.y, four.z, four.w};
+    for (int i = 0; i < TOKENS / apart; i += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(&token_rows.at[m][i]);
+        const std::uint32_t row[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int j = 0; j < 4; ++j) copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);
+        for (int j = 0; j < 4; ++j) copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);
+    }
+}
+
+// Which piece of a feature's row holds a block of codes: eight neighbouring rows' pieces of a block lie in different banks.
+__device__ inline int piece_of(int feature, int block) { return block ^ (feature >> 1 & 3); }
+
+// Of a block of codes of a feature, those that lane t decodes. g: the feature's number modulo 8.
+__device__ inline std::uint32_t lane_codes(const unsigned char* row, int g, int block, int t) {
+    return *reinterpret_cast<const std::uint32_t*>(row + 16 * piece_of(g, block) + 4 * t);
+}
+
+// A thread's share of a stage's codes, on its way through registers: a block is four words, whose bytes change places so
+// that word t has byte t of each, which are the codes that lane t of four decodes (operand.cuh). Zeros past K or the
+// features.
+template <int FEATURES> struct CodesAhead {
+    static constexpr int pieces = STAGE_K / MX_BLOCK, apart = GROUP_THREADS / pieces;
+    uint4 held[FEATURES / apart];
+
+    __device__ void read(const uint4* __restrict__ codes, int c, int K, int features) {
+        const int n = threadIdx.x % GROUP_THREADS / pieces, block = threadIdx.x % pieces, k = c * STAGE_K + block * MX_BLOCK;
+        const int rows = k < K ? features - n : 0;
+        const uint4* from = codes + n * static_cast<long long>(K / MX_BLOCK) + k / MX_BLOCK;
+#pragma unroll
+        for (int i = 0; i < FEATURES / apart; ++i, from += apart * (K / MX_BLOCK)) {
+            held[i] = make_uint4(0, 0, 0, 0);
+            if (i * apart < rows) held[i] = *from;
         }
     }
-    const int n = thread / code_pieces, at = thread % code_pieces, rows = begin + 32 * at < K ? features - n : 0;
-    const uint4* from = codes + n * static_cast<long long>(K / 32) + begin / 32 + at;
+    __device__ void write(unsigned char (&to)[FEATURES][STAGE_K / 2]) const {
+        const int n = threadIdx.x % GROUP_THREADS / pieces, block = threadIdx.x % pieces;
 #pragma unroll
-    for (int i = 0; i < FEATURES / codes_apart; ++i, from += codes_apart * (K / 32))
-        copy_async<16>(stage.codes[n + i * codes_apart] + 16 * at, from, i * codes_apart < rows);
-}
+        for (int i = 0; i < FEATURES / apart; ++i) {
+            const uint4 codes = held[i];
+            const std::uint32_t ab[2] = {__byte_perm(codes.x, codes.y, 0x5140), __byte_perm(codes.x, codes.y, 0x7362)};
+            const std::uint32_t cd[2] = {__byte_perm(codes.z, codes.w, 0x5140), __byte_perm(codes.z, codes.w, 0x7362)};
+            *reinterpret_cast<uint4*>(to[n + i * apart] + 16 * piece_of(n, block)) =
+                make_uint4(__byte_perm(ab[0], cd[0], 0x5410), __byte_perm(ab[0], cd[0], 0x7632),
+                           __byte_perm(ab[1], cd[1], 0x5410), __byte_perm(ab[1], cd[1], 0x7632));
+        }
+    }
+};
 
 // One feature's 16 scale bytes from k = `begin` on to shared memory, zeros past K. A row of them begins anywhere: the widest
 // reads that its length allows.

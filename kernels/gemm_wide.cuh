@@ -50,10 +50,13 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
 
     const int chunks = (K + STAGE_K - 1) / STAGE_K;
     if (group == WIDE_GROUPS) {
-        keep_registers<40>();
+        keep_registers<56>();
+        CodesAhead<features> codes;
+        const auto read_codes = [&](int c) {
+            codes.read(reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK), c, K, features_live);
+        };
         const auto load = [&](int c) {
-            load_stage(shared.stages[c % WIDE_STAGES], shared.token_rows, c, reinterpret_cast<const uint4*>(x),
-                       reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / 32), K, live, features_live);
+            load_tokens(shared.stages[c % WIDE_STAGES], shared.token_rows, c, reinterpret_cast<const uint4*>(x), K, live);
         };
         const auto scales_from = [&](int c) {
 #pragma unroll 1
@@ -72,6 +75,12 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
             load(c);
             commit_async();
         }
+#pragma unroll 1
+        for (int c = 0; c < 2; ++c) {
+            read_codes(c);
+            codes.write(shared.stages[c].codes);
+        }
+        read_codes(2);
         wait_async<WIDE_STAGES - 2>();
         look_at_scales(0);
         publish_shared();
@@ -83,6 +92,8 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
             publish_shared();
             __syncthreads();  // this stage and the next have arrived; the one before has been read
             if (c % SCALES_OF == 0) scales_from(c + SCALES_OF);
+            codes.write(shared.stages[(c + 2) % WIDE_STAGES].codes);
+            read_codes(c + 3);
             load(c + WIDE_STAGES - 1);
             commit_async();
         }
@@ -90,22 +101,21 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
         __syncthreads();
         __syncthreads();
     } else {
-        keep_registers<232>();
+        keep_registers<224>();
         const int lane = thread % 32, g = lane / 4, t = lane % 4;
         const int first_feature = group * MB * GROUP_ROWS + thread % GROUP_THREADS / 32 * 16 + g;
-        const std::uint32_t by = spread_by(t);
         const int meets = 2 * group;  // in which block of a stage: the other's pause for additions lies half a chunk away
         float total[MB][NT][4] = {};
         Operand32<T> operands[2];        // one for the tensor core, one that is being decoded
         std::uint32_t words[2], now[2];  // scale bytes of a stage, of this lane's two rows: of what is decoded, of what is multiplied
         float scales[2] = {1, 1};        // of the block whose sum joins the total next
         float sums[1 + scaled_blocks][NT][4];
-        uint4 codes[2];  // what is decoded next
+        std::uint32_t codes[2];          // what is decoded next
         const auto fetch = [&](int c, int row, int block) {
             const auto& stage = shared.stages[c % WIDE_STAGES];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                codes[i] = *reinterpret_cast<const uint4*>(stage.codes[row + 8 * i] + 16 * block);
+                codes[i] = lane_codes(stage.codes[row + 8 * i], g, block, t);
                 if (block == 0)
                     words[i] = reinterpret_cast<const std::uint32_t*>(&shared.scales[c / SCALES_OF % 2][row + 8 * i])[c % SCALES_OF];
             }
@@ -144,7 +154,7 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
                         }
                     }
                     if (scaled_blocks && any_scale) add_chunks<T, any_scale>(total[mb], sum, scales);
-                    operands[(block + 1) % 2].template decode<any_scale>(codes, words, (block + 1) % blocks, by);
+                    operands[(block + 1) % 2].template decode<any_scale>(codes, words, (block + 1) % blocks);
                     const int next = block + 2;
                     if (next < blocks) fetch(c, row, next);
                     else if (mb + 1 < MB) fetch(c, row + GROUP_ROWS, next % blocks);
@@ -158,7 +168,7 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
         const auto extreme = [&](int c) { return shared.extreme[c / SCALES_OF % 2] == c / SCALES_OF; };
         __syncthreads();  // the first stage has arrived
         fetch(0, first_feature, 0);
-        operands[0].template decode<true>(codes, words, 0, by);
+        operands[0].template decode<true>(codes, words, 0);
         fetch(0, first_feature, 1);
 #pragma unroll 1
         for (int c = 0; c < chunks; ++c) {

@@ -1,5 +1,6 @@
-// MXFP4 codes as the tensor core's row operand, decoded by the lanes that hold it (wgmma.cuh): lane 4 g + t wants byte t
-// of every word of eight codes of its two rows, which is k 2t and 2t + 1 of either half of a step.
+// MXFP4 codes as the tensor core's row operand, decoded by the lanes that hold it (wgmma.cuh). Lane 4 g + t wants byte t
+// of every word of eight codes of its two rows, which is k 2t and 2t + 1 of either half of a step; here these bytes of the
+// four words of a block come as one word.
 //
 // A pair of codes takes five operations, two of them on the logic unit. One permutation brings each nibble to the top of a
 // byte and its sign, eight times over, to the byte above; one shift puts the three other bits astride the boundary of
@@ -20,20 +21,18 @@ template <> struct Placed<__half> {
     static constexpr std::uint32_t mask = 0x8e008e00u, unit = 0x74007400u;
 };
 
-// Which bytes the permutation below picks for lane t of four.
-__device__ inline std::uint32_t spread_by(int t) { return t * 0x1111 + 0xc480; }
-
-// The two codes of byte t of a word, one a half: s s s s s s s s s e e m, and four bits of whatever was there.
-__device__ inline std::uint32_t spread(std::uint32_t word, std::uint32_t by) {
+// The two codes of byte i of a word, one a half: s s s s s s s s s e e m, and four bits of whatever was there.
+__device__ inline std::uint32_t spread(std::uint32_t word, int i) {
+    const std::uint32_t which = i * 0x1111 + 0xc480;  // of (word << 4, word): byte i and its sign, eight times over, of each
 #ifdef __CUDACC__
     std::uint32_t pair;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(word << 4), "r"(word), "r"(by));
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(word << 4), "r"(word), "r"(which));
     return pair;
 #else
-    const auto byte = [&](int i) {
-        const std::uint32_t selector = by >> 4 * i & 15, from = selector & 4 ? word : word << 4;
+    const auto byte = [&](int to) {
+        const std::uint32_t selector = which >> 4 * to & 15, from = selector & 4 ? word : word << 4;
         const std::uint32_t picked = from >> 8 * (selector & 3) & 0xff;
-        return (selector & 8 ? (picked >> 7) * 0xff : picked) << 8 * i;
+        return (selector & 8 ? (picked >> 7) * 0xff : picked) << 8 * to;
     };
     return byte(0) | byte(1) | byte(2) | byte(3);
 #endif
@@ -61,18 +60,16 @@ __device__ inline float plain_scale(std::uint32_t byte) { return __uint_as_float
 template <class T> struct Operand32 {
     std::uint32_t a[2][4];
 
-    // codes: of either row; words: its scale bytes, of which `block` counts; by: see spread_by. any_scale: bytes may be
-    // extreme. Element by element in stages: a lane's arithmetic overlaps.
+    // codes: of either row; words: its scale bytes, of which `block` counts. any_scale: bytes may be extreme. Element by
+    // element in stages: a lane's arithmetic overlaps.
     template <bool any_scale>
-    __device__ void decode(const uint4 (&codes)[2], const std::uint32_t (&words)[2], int block, std::uint32_t by) {
-        const std::uint32_t word[2][4] = {{codes[0].x, codes[0].y, codes[0].z, codes[0].w},
-                                          {codes[1].x, codes[1].y, codes[1].z, codes[1].w}};
+    __device__ void decode(const std::uint32_t (&codes)[2], const std::uint32_t (&words)[2], int block) {
         std::uint32_t factor[2], value[2][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i)  // up to byte 128, unit and scale in one: 2^(byte - 1)
             factor[i] = Order<T>::scale_operand ? byte_of(words[i], block) * 0x00800080u + 126 * 0x00800080u : Placed<T>::unit;
 #pragma unroll
-        for (int e = 0; e < 8; ++e) value[e % 2][e / 2] = spread(word[e % 2][e / 2], by);
+        for (int e = 0; e < 8; ++e) value[e % 2][e / 2] = spread(codes[e % 2], e / 2);
 #pragma unroll
         for (int e = 0; e < 8; ++e) value[e % 2][e / 2] = placed<T>(value[e % 2][e / 2]);
 #pragma unroll
@@ -84,7 +81,7 @@ template <class T> struct Operand32 {
             if (Order<T>::scale_operand)
                 a[e / 4][e % 4] = multiply_pairs(multiply_pairs(value[e % 2][e / 2], Placed<T>::unit, T()), scale_pair_of(byte), T());
             else
-                a[e / 4][e % 4] = operand<T>(word[e % 2][e / 2] >> 8 * (by & 3) & 0xff, decode_scale(byte));
+                a[e / 4][e % 4] = operand<T>(codes[e % 2] >> 8 * (e / 2) & 0xff, decode_scale(byte));
         }
     }
     static __device__ std::uint32_t byte_of(std::uint32_t word, int block) { return __byte_perm(word, 0, 0x4440 + block); }

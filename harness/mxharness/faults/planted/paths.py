@@ -75,9 +75,9 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="any kernel that decodes into fragments",
         symptom="the codes that lanes 1 and 2 of four decode are exchanged",
         change=KernelChange(
-            "operand.cuh",
-            "return t * 0x1111 + 0xc480;",
-            "return (t == 0 || t == 3 ? t : 3 - t) * 0x1111 + 0xc480;",
+            "gemm_stage.cuh",
+            "(row + 16 * piece_of(g, block) + 4 * t);",
+            "(row + 16 * piece_of(g, block) + 4 * (t == 0 || t == 3 ? t : 3 - t));",
         ),
         op="gemm",
         detector="bound",

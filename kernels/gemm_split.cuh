@@ -9,8 +9,8 @@
 // Every thread of the block meets at the same barriers, 3 and one a round, whatever the data; between the barriers that
 // begin rounds r and r + 1
 //   read        stage s of round r, which had arrived; the sums of round r - 1
-//   written     the sums of round r, into the other half of their place; stage s + 2, over stage s - 1, whose last
-//               round has ended
+//   written     the sums of round r, into the other half of their place; codes of stage s + 1 and tokens and scales of
+//               stage s + 2, over stages s - 2 and s - 1, whose last rounds have ended
 #pragma once
 
 #include "gemm_stage.cuh"

@@ -1,8 +1,18 @@
 // The path for many rows on Hopper: warpgroup instructions, the same bits as the other paths (gemm.cuh).
 //
-// A block owns 128 MB features x TOKENS rows. One warpgroup loads stages of 128 k, four under way at once: the tokens as
-// the tensor core reads them (wgmma.cuh), the codes as they are. Two multiply, 64 MB features each: a lane decodes its
-// part of 32 k into registers while the tensor core works on the 32 before.
+// A block owns 128 MB features x TOKENS rows. One warpgroup loads stages of 128 k, up to four under way at once: the tokens
+// as the tensor core reads them (wgmma.cuh), the codes with their bytes in the order of the lanes (gemm_stage.cuh). Two
+// multiply, 64 MB features each: a lane decodes its part of 32 k into registers while the tensor core works on the 32
+// before. Stages with extreme scales, which want more operations, go through a copy of the loop.
+//
+// Every thread of the block meets at the same barriers, 4 and one a stage, whatever the data. Barrier c, of stage c:
+//   the loading warpgroup      before: stages c and c + 1 have arrived, and whether scales of stage c + 4 are extreme is
+//                              known where c % 4 is 2.   after: codes of stage c + 2 and tokens of c + 3 are written over
+//                              stages c - 2 and c - 1; where c % 4 is 0, scales of stages c + 4 to c + 7 over c - 4 to c - 1
+//   the multiplying ones       before: all of stage c - 1 has been read.   after, until barrier c + 1: the rest of stage
+//                              c, the beginning of stage c + 1, and the scales of both
+// These two come to barrier c at different places of stage c, half a chunk apart, so that while one adds a chunk to its
+// totals, which it must have to itself, the tensor core has work of the other.
 #pragma once
 
 #include "gemm_stage.cuh"

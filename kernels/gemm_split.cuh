@@ -47,14 +47,14 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
     if (thread < SPLIT_STAGES) shared.extreme[thread] = -1;
     __syncthreads();
 
-    const int rounds = (K + SPLIT_GROUPS * chunk - 1) / (SPLIT_GROUPS * chunk);
+    const int chunks = (K + chunk - 1) / chunk, rounds = (chunks + SPLIT_GROUPS - 1) / SPLIT_GROUPS;
     if (group == SPLIT_GROUPS) {
         CodesAhead<GROUP_ROWS> codes[SCALES_OF];
         const auto load = [&](int s) {
             auto& stage = shared.stages[s % SPLIT_STAGES];
             if (place < GROUP_ROWS) load_scales(&stage.scales[place], weights, first_row + place, place < features_live, s * SPLIT_K);
 #pragma unroll 1
-            for (int part = 0; part < SCALES_OF; ++part)
+            for (int part = 0; part < SCALES_OF && s * SPLIT_K + part * STAGE_K < K; ++part)  // what nobody reads is left out
                 load_tokens(stage.parts[part], shared.token_rows, s * SCALES_OF + part, reinterpret_cast<const uint4*>(x), K, live);
             commit_async();
         };
@@ -95,11 +95,12 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
     } else {
         const int lane = thread % 32, g = lane / 4, t = lane % 4, row = place / 32 * 16 + g;
         float total[OWN][4] = {};
-        const auto add = [&](int r) {
+        const auto add = [&](int r, int parts) {
 #pragma unroll
             for (int own = 0; own < OWN; ++own)
 #pragma unroll
-                for (int part = 0; part < SPLIT_GROUPS; ++part) {  // past K there are zeros, which change no bit
+                for (int part = 0; part < SPLIT_GROUPS; ++part) {
+                    if (part >= parts) break;
                     const float4 sum = shared.sums[r % 2][part][group + SPLIT_GROUPS * own][place];
                     const float values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
@@ -136,7 +137,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
                 for (int half = 0; half < 2; ++half)
                     group_step<T, NT>(sum, operands[block % 2].a[half], tokens, (within + block) % 2 * 2 + half, block + half == 0, columns);
                 group_commit();
-                if (block == 0 && r > 0) add(r - 1);
+                if (block == 0 && r > 0) add(r - 1, SPLIT_GROUPS);
                 if (block + 1 == blocks) continue;
                 group_wait<1>(sum);  // the block before is done
                 operands[(block + 1) % 2].template decode<any_scale>(codes, words, within + block + 1);
@@ -159,11 +160,16 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
         for (int r = 0; r < rounds; ++r) {
             __syncthreads();  // this stage has arrived, and the sums of the round before
             const int s = r / rounds_of;
-            if (shared.extreme[s % SPLIT_STAGES] == s) multiply(r, std::true_type());
-            else multiply(r, std::false_type());
+            if (r * SPLIT_GROUPS + group >= chunks) {  // of the last round
+                if (r > 0) add(r - 1, SPLIT_GROUPS);
+            } else if (shared.extreme[s % SPLIT_STAGES] == s) {
+                multiply(r, std::true_type());
+            } else {
+                multiply(r, std::false_type());
+            }
         }
         __syncthreads();
-        add(rounds - 1);
+        add(rounds - 1, chunks - (rounds - 1) * SPLIT_GROUPS);
 
         // Results go through shared memory so that neighbours are written together.
         constexpr int pitch = GROUP_ROWS + 4;

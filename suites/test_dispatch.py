@@ -117,9 +117,9 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
     N = 4224 if rows == 64 else 80  # 132 blocks of 64 features and 32 rows, no more than run at once
-    x, weight = data(rows + 1, N, 96, dtype, (100, 140))
+    x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    kernels = {choose(Problem("gemm", dtype, N, each), device.device_class).kernel for each in (rows, rows + 1)}
+    kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
     assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch._WGMMA else 2)
     fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
@@ -135,6 +135,7 @@ def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
     assert kernel(4096, 256) == "gemm_wide_128x64_bf16"  # 1 of 8 against 4 of 4
     assert kernel(4096, 64) == kernel(2880, 64) == "gemm_split_64x32_bf16"
     assert kernel(16384, 64) == "gemm_wide_128x64_bf16"
+    assert choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").kernel == "gemm_wide_128x64_bf16"  # one chunk
     assert kernel(4096, 2048, "fp16") == "gemm_wide_128x128_fp16"
     assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
     assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"

@@ -174,7 +174,7 @@ def test_a_kernel_that_never_ends_is_named():
     with faults.planted(faults.select(["return-before-a-barrier-warpgroups"])[0], "host") as broken:
         report = diverge.run(toy.checkpoint(), broken, IDS.repeat(1, 4))
     assert not report.passed
-    assert report.failure.startswith("layer 0, after ffn_norm: gemm_split_64x32_fp16: block")
+    assert report.failure.startswith("layer 0, after attention: gemm_wide_128x64_fp16: block")
 
 
 def test_a_kernel_without_a_reference_is_said_to_have_none():

@@ -18,8 +18,9 @@ FEW_FEATURES = 4_096
 """Up to so many features, of all problems together, a block's share of K goes to twice as many warps."""
 MANY_FEATURES = 32_768
 """From so many features on there are warps enough for more than 8 rows without sharing K among several."""
-SPLIT_ROWS = 64
-"""Up to so many rows (three quarters of that where they are routed) Hopper may run the kernel that shares K out."""
+SPLIT_ROWS, SPLIT_K = 64, 128
+"""Up to so many rows (three quarters of that where they are routed) and past so many columns, which are one chunk of K,
+Hopper may run the kernel that shares K out."""
 TILES = {"wide": ((256, 128, 384, 18), (128, 128, 384, 10), (128, 64, 384, 8)), "split": ((64, 32, 640, 4),)}
 """Of Hopper's kernels for more rows: a block's features, rows and threads, and how long a wave of blocks takes beside
 the others. Measured on an H100, but for "split", which is counted."""
@@ -59,6 +60,8 @@ class Problem:
     """Of the largest problem; where rows are routed to problems, of all together."""
     problems: int = 1
     routed: bool = False
+    K: int = 4_096
+    """Columns of x."""
 
     @property
     def rows_each(self) -> float:
@@ -81,7 +84,8 @@ def choose(problem: Problem, device_class: str) -> Plan:
         return _few(problem)
     if problem.kind == "dense" or device_class not in _WGMMA:
         return Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)
-    plans = [plan for plan in hopper_plans(problem.dtype) if "split" not in plan.kernel or _full(problem) <= SPLIT_ROWS]
+    shared = _full(problem) <= SPLIT_ROWS and problem.K > SPLIT_K
+    plans = [plan for plan in hopper_plans(problem.dtype) if shared or "split" not in plan.kernel]
     return min(plans, key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the largest tile
 
 

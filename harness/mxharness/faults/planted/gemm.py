@@ -273,9 +273,9 @@ FAULTS = (
         seen_in="llama-orch, mxfp4_attention.cu",
         symptom="threads whose features lie past the end return while the others wait",
         change=KernelChange(
-            "gemm_split.cuh",
-            "        float total[OWN][4] = {};\n",
-            "        float total[OWN][4] = {};\n        if (row >= features_live) return;\n",
+            "gemm_wide.cuh",
+            "        float total[MB][NT][4] = {};\n",
+            "        float total[MB][NT][4] = {};\n        if (first_feature >= features_live) return;\n",
         ),
         op="gemm",
         detector="crash",

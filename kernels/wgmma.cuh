@@ -19,6 +19,7 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 
 // The instruction names its registers one by one.
 #define FOUR(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define D16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
 #define D32                                                                                                       \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
@@ -26,6 +27,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define WGMMA_32(type)                                                                                            \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %21, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " " D16                              \
+                 "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"                                                     \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3)                                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 #define WGMMA_64(type)                                                                                            \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
@@ -42,6 +49,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_32("bf16");
+}
+__device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_32("f16");
+}
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
     WGMMA_64("bf16");
 }
@@ -85,17 +98,25 @@ template <int count> __device__ inline void keep_registers() {}
 
 #endif
 
+// Tokens' tile as the instruction is told of it: start and the 1,024 bytes between groups of 8 rows, in units of 16;
+// 1 << 62: the 128-byte swizzle.
+using Columns = std::uint64_t;
+__device__ inline Columns columns_of(const void* tile) {
+    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
+    return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
 // d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
 template <class T, int NT>
-__device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int) {
-    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile)) + 32 * step;
-    // Start and the 1,024 bytes between groups of 8 rows, in units of 16; 1 << 62: the 128-byte swizzle.
-    const std::uint64_t tokens = (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
-    wgmma(d, a, tokens, first ? 0 : 1, T());
+__device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
+    wgmma(d, a, tile + 2 * step, first ? 0 : 1, T());
 }
 
 #else
 
 #include "host/warpgroup.h"
+
+using Columns = const char*;
+inline Columns columns_of(const void* tile) { return static_cast<const char*>(tile); }
 
 #endif

@@ -14,7 +14,6 @@ from mxharness.mxfp4 import Quantized
 
 gemms = import_module("mxharness.functional.gemm")  # the package's own name `gemm` is the function
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-WIDE = ((128, 64), (128, 128), (256, 128))
 
 
 def plans(dtype, device):
@@ -23,9 +22,9 @@ def plans(dtype, device):
     found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), *dict.fromkeys(few)]
     assert len(found) == 5
     if device.device_class in dispatch._WGMMA:
-        kernels = device.sources.kernels("gemm_wide.cu")
-        wide = [dispatch._wide(Problem("gemm", dtype, 16, 1), *shape) for shape in WIDE]
-        found += [plan for plan in wide if plan.kernel in kernels]
+        hopper = dispatch.hopper_plans(dtype)
+        assert {plan.kernel for plan in hopper} == {k for k in device.sources.kernels("gemm_wide.cu") if dtype in k}
+        found += hopper
     return found
 
 
@@ -114,12 +113,13 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
         assert y.view(torch.float32).eq(float("inf")).all(), plan
 
 
-@pytest.mark.parametrize("rows", [1, dispatch.FEW_ROWS, dispatch.HALF_TILE_ROWS])
+@pytest.mark.parametrize("rows", [1, dispatch.FEW_ROWS, 64])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
-    x, weight = data(rows + 1, 80, 288, dtype, (100, 140))
+    N = 4224 if rows == 64 else 80  # 132 blocks of 64 features and 32 rows, no more than run at once
+    x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    kernels = {choose(Problem("gemm", dtype, 80, each), device.device_class).kernel for each in (rows, rows + 1)}
+    kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
     assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch._WGMMA else 2)
     fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
@@ -129,8 +129,13 @@ def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
     def kernel(N, rows, dtype="bf16", device_class="sm_90"):
         return choose(Problem("gemm", dtype, N, rows), device_class).kernel
 
-    assert kernel(4096, 2048) == "gemm_wide_256x128_bf16"  # 2 waves of 1.8 against 4
-    assert kernel(2880, 2048) == "gemm_wide_128x128_bf16"  # 2 waves of 1.8 against 3
+    assert kernel(4096, 2048) == "gemm_wide_256x128_bf16"  # 2 waves of 18 against 4 of 10
+    assert kernel(2880, 2048) == "gemm_wide_128x128_bf16"  # 2 waves of 18 against 3 of 10
+    assert kernel(4096, 512) == "gemm_wide_128x128_bf16"  # 1 of 10 against 2 of 8
+    assert kernel(4096, 256) == "gemm_wide_128x64_bf16"  # 1 of 8 against 4 of 4
+    assert kernel(4096, 64) == kernel(2880, 64) == "gemm_split_64x32_bf16"
+    assert kernel(16384, 64) == "gemm_wide_128x64_bf16"
+    assert choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").kernel == "gemm_wide_128x64_bf16"  # one chunk
     assert kernel(4096, 2048, "fp16") == "gemm_wide_128x128_fp16"
     assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
     assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"

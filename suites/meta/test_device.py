@@ -263,6 +263,7 @@ def test_no_kernel_asks_for_an_architecture_and_few_files_hold_its_instructions(
         "attention.cuh",
         "matrix.cuh",
         "mma.cuh",
+        "operand.cuh",
         "weights.cuh",
         "wgmma.cuh",
     ]

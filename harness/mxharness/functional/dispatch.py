@@ -8,6 +8,7 @@ that an H100 takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from mxharness.errors import UserError
 
@@ -17,8 +18,12 @@ FEW_FEATURES = 4_096
 """Up to so many features, of all problems together, a block's share of K goes to twice as many warps."""
 MANY_FEATURES = 32_768
 """From so many features on there are warps enough for more than 8 rows without sharing K among several."""
-HALF_TILE_ROWS = 64
-"""Up to so many rows Hopper's kernel takes tiles of 64 rows instead of 128."""
+SPLIT_ROWS, SPLIT_K = 64, 128
+"""Up to so many rows (three quarters of that where they are routed) and past so many columns, which are one chunk of K,
+Hopper may run the kernel that shares K out."""
+TILES = {"wide": ((256, 128, 384, 18), (128, 128, 384, 10), (128, 64, 384, 8)), "split": ((64, 32, 640, 4),)}
+"""Of Hopper's kernels for more rows: a block's features, rows and threads, and how long a wave of blocks takes beside
+the others. Measured on an H100, but for "split", which is counted."""
 MULTIPROCESSORS = 132
 """Of an H100: how many blocks run at once. Another number elsewhere costs time alone."""
 _MOST_TILES = 65_535
@@ -38,6 +43,8 @@ class Plan:
     rows: int
     """Of a block."""
     threads: int
+    cost: int = 0
+    """Of a wave of blocks, where several kernels may be chosen from."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Problem:
     """Of the largest problem; where rows are routed to problems, of all together."""
     problems: int = 1
     routed: bool = False
+    K: int = 4_096
+    """Columns of x."""
 
     @property
     def rows_each(self) -> float:
@@ -75,13 +84,19 @@ def choose(problem: Problem, device_class: str) -> Plan:
         return _few(problem)
     if problem.kind == "dense" or device_class not in _WGMMA:
         return Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)
-    if problem.rows_each <= HALF_TILE_ROWS * (0.75 if problem.routed else 1):
-        return _wide(problem, 128, 64)
-    narrow = _wide(problem, 128, 128)
-    if problem.dtype != "bf16":
-        return narrow
-    wide = _wide(problem, 256, 128)
-    return wide if 9 * _waves(problem, wide) < 5 * _waves(problem, narrow) else narrow  # a wave takes 1.8 times as long
+    shared = _full(problem) <= SPLIT_ROWS and problem.K > SPLIT_K
+    plans = [plan for plan in hopper_plans(problem.dtype) if shared or "split" not in plan.kernel]
+    return min(plans, key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the largest tile
+
+
+def hopper_plans(dtype: str) -> list[Plan]:
+    """The kernels of gemm_wide.cu for MXFP4 weights and activations of `dtype`, largest tile first."""
+    return [
+        Plan("gemm_wide.cu", f"gemm_{path}_{features}x{rows}_{dtype}", features, rows, threads, cost)
+        for path, tiles in TILES.items()
+        for features, rows, threads, cost in tiles
+        if features <= 128 or dtype == "bf16"  # half has more sums to keep
+    ]
 
 
 def _few(problem: Problem) -> Plan:
@@ -94,19 +109,21 @@ def _few(problem: Problem) -> Plan:
     return Plan("gemm.cu", f"{problem.kind}_{name}_{problem.dtype}", *sizes)
 
 
-def _wide(problem: Problem, features: int, rows: int) -> Plan:
-    return Plan("gemm_wide.cu", f"gemm_wide_{features}x{rows}_{problem.dtype}", features, rows, 384)
+def _full(problem: Problem) -> float:
+    """Rows of a problem; routed ones differ, and the larger count."""
+    return problem.rows_each * 4 / 3 if problem.routed else problem.rows_each
 
 
 def _waves(problem: Problem, plan: Plan) -> int:
-    features, tiles, problems = problem.blocks(plan)
-    return -(-features * tiles * problems // MULTIPROCESSORS)
+    """Of blocks that have work."""
+    tiles = ceil(_full(problem) / plan.rows) * min(problem.problems, problem.rows)
+    return ceil(ceil(problem.N / plan.features) * tiles / MULTIPROCESSORS)
 
 
 def table(device_class: str) -> list[tuple[str, str, str]]:
     """For people: weights, rows and the kernels that may run, on a device of this class."""
     examples = (("MXFP4", "gemm"), ("16 bit", "dense"))
-    steps = ((1, FEW_ROWS), (FEW_ROWS + 1, HALF_TILE_ROWS), (HALF_TILE_ROWS + 1, None))
+    steps = ((1, FEW_ROWS), (FEW_ROWS + 1, None))
     return [
         (
             weights,
@@ -115,7 +132,7 @@ def table(device_class: str) -> list[tuple[str, str, str]]:
                 dict.fromkeys(
                     choose(Problem(kind, dtype, N, last or rows), device_class).kernel
                     for dtype in ("bf16", "fp16")
-                    for N, rows in ((256, first), (4096, 2048))
+                    for N, rows in ((256, first), (4096, 256), (4096, 512), (4096, 2048))
                 )
             ),
         )

@@ -223,7 +223,7 @@ def multiply(
     w, scales = weight
     N, K = y.shape[-1], x.shape[-1]
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
-    problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None)
+    problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)
     plan = choose(problem, device.device_class)
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),

@@ -146,7 +146,7 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="any tiled kernel",
         symptom="right while columns do not mix: the tensor core is fed shared memory that nobody has written",
         change=KernelChange(
-            "gemm_wide.cuh",
+            "gemm_stage.cuh",
             "copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);",
             "if ((i + j) * apart < rows) copy_async<16>(to + (i + j) * apart * 128, from + row[j], true);",
         ),

@@ -75,9 +75,9 @@ FAULTS: tuple[Fault, ...] = (
         seen_in="any kernel that decodes into fragments",
         symptom="the codes that lanes 1 and 2 of four decode are exchanged",
         change=KernelChange(
-            "gemm_wide.cuh",
-            "return __byte_perm(word << 4, word, t * 0x1111 + 0x4400);",
-            "return __byte_perm(word << 4, word, (t == 0 || t == 3 ? t : 3 - t) * 0x1111 + 0x4400);",
+            "gemm_stage.cuh",
+            "(row + 16 * piece_of(g, block) + 4 * t);",
+            "(row + 16 * piece_of(g, block) + 4 * (t == 0 || t == 3 ? t : 3 - t));",
         ),
         op="gemm",
         detector="bound",
@@ -86,7 +86,17 @@ FAULTS: tuple[Fault, ...] = (
         name="large-scales-in-one-product",
         seen_in="kernels that fold 2^126 into the scale's bfloat16 factor",
         symptom="wrong from scale byte 129 on: the factor's exponent runs over",
-        change=KernelChange("gemm_wide.cuh", "if ((byte[0] | byte[1]) >= 128) {", "if ((byte[0] | byte[1]) >= 512) {"),
+        change=KernelChange("operand.cuh", "if (byte < 128) continue;", "if (byte < 512) continue;"),
+        op="gemm",
+        detector="bound",
+    ),
+    Fault(
+        name="later-scales-never-looked-at",
+        seen_in="kernels with a fast path for usual scales",
+        symptom="right while scales are usual: whether some are extreme is asked of the first 512 columns alone",
+        change=KernelChange(
+            "gemm_wide.cuh", "if (c % SCALES_OF == 2) look_at_scales(c + 2);", "if (c < 0) look_at_scales(c + 2);"
+        ),
         op="gemm",
         detector="bound",
     ),

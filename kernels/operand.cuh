@@ -22,21 +22,21 @@ template <> struct Placed<__half> {
 };
 
 // The two codes of byte i of a word, one a half: s s s s s s s s s e e m, and four bits of whatever was there.
+#ifdef __CUDACC__
 __device__ inline std::uint32_t spread(std::uint32_t word, int i) {
     const std::uint32_t which = i * 0x1111 + 0xc480;  // of (word << 4, word): byte i and its sign, eight times over, of each
-#ifdef __CUDACC__
     std::uint32_t pair;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(word << 4), "r"(word), "r"(which));
     return pair;
-#else
-    const auto byte = [&](int to) {
-        const std::uint32_t selector = which >> 4 * to & 15, from = selector & 4 ? word : word << 4;
-        const std::uint32_t picked = from >> 8 * (selector & 3) & 0xff;
-        return (selector & 8 ? (picked >> 7) * 0xff : picked) << 8 * to;
-    };
-    return byte(0) | byte(1) | byte(2) | byte(3);
-#endif
 }
+#else
+inline std::uint32_t spread(std::uint32_t word, int i) {
+    const auto widened = [&](std::uint32_t bytes) {
+        return static_cast<std::uint32_t>(static_cast<std::int8_t>(bytes >> 8 * i)) & 0xffff;
+    };
+    return widened(word << 4) | widened(word) << 16;
+}
+#endif
 template <class T> __device__ inline std::uint32_t placed(std::uint32_t spread) { return spread << Placed<T>::shift & Placed<T>::mask; }
 
 // 2^(byte - 127) as a pair of bfloat16; subnormal for byte 0, NaN for 255.

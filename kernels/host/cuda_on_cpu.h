@@ -59,7 +59,7 @@ struct GroupStep {  // of a warpgroup's tensor core, one lane's part (warpgroup.
     float* d;
     const std::uint32_t* a;
     const void* tile;
-    int step, live;
+    int step, live, columns;
     bool first;
     unsigned group;
 };

@@ -72,11 +72,12 @@ inline void run_steps(void* const* deposits) {
     }
 }
 
-// What a lane's own unit would read of the tokens, for those who check every access (checker.cpp).
+// What a lane's own unit would read of the tokens, for those who check every access (checker.cpp): all columns, also those
+// that are not wanted; but none past K, where this CPU has no step.
 inline void look_at([[maybe_unused]] const GroupStep& asked) {
 #ifdef __SANITIZE_THREAD__
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    for (int row = g; row < asked.live; row += 8)
+    for (int row = g; asked.live > 0 && row < asked.columns; row += 8)
         for (int piece = 2 * asked.step; piece < 2 * asked.step + 2; ++piece) {
             const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(
                 static_cast<const char*>(asked.tile) + swizzled(row, piece) + 4 * t);
@@ -110,6 +111,6 @@ template <class T, int NT>
 inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {
     cpu::Steps& steps = cpu::self->steps;
     if (steps.full()) cpu::make_steps(steps, steps.size());
-    steps.push({&cpu::group_steps<T, NT>, d[0], a, tile, step, live, first, steps.groups});
+    steps.push({&cpu::group_steps<T, NT>, d[0], a, tile, step, live, 8 * NT, first, steps.groups});
     cpu::look_at(steps.at(steps.size() - 1));
 }

@@ -28,6 +28,9 @@ BEFORE, AFTER = 4096 + 16, 1 << 16
 starts at a multiple of 16 and of no more, which is all the alignment that a kernel may ask for."""
 CANARY = 0xFF
 """As a scale byte and as a float NaN: what is read from the fence and reaches an output shows."""
+_OWN = (0xEE, 0xDD, 0xCC, 0xBB)
+"""Bytes at even addresses of the fences of what kernels write: NaN still, but of other bits than beside the next one.
+Arithmetic hands a NaN on as it is, so that a NaN from one fence written to another like it would not show."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class _Region:
     whole: torch.Tensor
     """uint8: the tensor's bytes and the canaries around them."""
     tensor: torch.Tensor
+    canary: int
+    """At even addresses; CANARY at the others."""
 
     @property
     def begin(self) -> int:
@@ -102,11 +107,14 @@ class Fenced:
         else:
             start = BEFORE if aligned else BEFORE + 1
             whole = self.device.empty((start + count + AFTER,), torch.uint8)
-        whole.fill_(CANARY)
+        canary = CANARY if written else _OWN[len(self._regions) % len(_OWN)]
+        for begin, end in ((0, start), (start + count, len(whole))):
+            for part, byte in _canaries(whole, begin, end, canary):
+                part.fill_(byte)
         inner = whole[start : start + count]
         inner.fill_(self.poison)
         tensor = inner.view(dtype).view(shape)
-        self._regions.append(_Region(whole, tensor))
+        self._regions.append(_Region(whole, tensor, canary))
         if self._host and self._host.settings.checks:
             self._host.watch(tensor, written=written)
         return tensor
@@ -186,12 +194,22 @@ class Fenced:
             start = region.begin - region.whole.data_ptr()
             end = region.end - region.whole.data_ptr()
             name = self.names.get(region.begin, "a workspace")
-            for side, fence in (("before the start", region.whole[:start]), ("past the end", region.whole[end:])):
-                changed = (fence != CANARY).nonzero().flatten().cpu()
-                if len(changed):
-                    nearest = int(changed[0]) if side == "past the end" else start - int(changed[-1])
+            whole = region.whole
+            for side, fence in (("before the start", (0, start)), ("past the end", (end, len(whole)))):
+                parts = [(part != byte).nonzero().flatten() for part, byte in _canaries(whole, *fence, region.canary)]
+                apart = len(parts)
+                changed = [place * apart + i for i, part in enumerate(parts) for place in part.tolist()]
+                if changed:
+                    nearest = min(changed) if side == "past the end" else start - max(changed)
                     found.append(f"wrote {len(changed)} bytes {side} of {name}, the nearest {nearest} bytes away")
         return found
+
+
+def _canaries(whole: torch.Tensor, begin: int, end: int, even: int) -> list[tuple[torch.Tensor, int]]:
+    """The fence whole[begin:end] as every so many bytes that are the same, from its first on, and which they are."""
+    if even == CANARY:
+        return [(whole[begin:end], CANARY)]
+    return [(whole[begin + i : end : 2], CANARY if (begin + i) % 2 else even) for i in range(2)]
 
 
 def _unwatch(host: HostDevice, regions: list[_Region]) -> None:

@@ -38,6 +38,14 @@ FAULTS = (
         pattern="the last feature (32)",
     ),
     Fault(
+        name="last-vector-past-the-end",
+        seen_in="generic: a guard of whole vectors that is off by one",
+        symptom="right wherever the count is a multiple of four; elsewhere an element past the end is read and written",
+        change=KernelChange("lm_head.cu", "if (first + 4 <= count) {", "if (first + 3 <= count) {"),
+        op="lm_head_forward_temperature",
+        detector="memory",
+    ),
+    Fault(
         name="top-k-keeps-one-less",
         seen_in="samplers that compare with the k-th logit as if it were outside",
         symptom="k - 1 tokens are left; k = 2 is greedy",

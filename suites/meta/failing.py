@@ -1,4 +1,4 @@
-"""A check that fails by a tolerance nothing can keep, and the folder that a failing check leaves."""
+"""Checks that fail, by a tolerance nothing can keep or a wrong reference, and the folder that one leaves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from mxharness.ops import find
 
 SUM = next(case for case in find("mma").cases if case.regime == "normal")
 TIGHT = 2.0**-60
+HALF_IS_WRONG = """\
+from dataclasses import replace
+
+import pytest
+
+def wrong(op):
+    def golden(case, tensors):
+        return {name: replace(want, value=-want.value) for name, want in op.golden(case, tensors).items()}
+    return replace(op, golden=golden)
+
+@pytest.mark.gates("exact")
+def test_exact(op, case, gate, check):
+    check(wrong(op) if case.dtype == "fp16" else op, case, gate)
+"""
+"""The beginning of a test file whose exact checks fail in half precision."""
 
 
 def save(folder, op, case, gate, device):

@@ -81,7 +81,12 @@ def _triton_kernels(weight: Quantized, dtype: torch.dtype) -> Multiply:
 def _gemlite(weight: Quantized, dtype: torch.dtype) -> Multiply:
     helper = import_module("gemlite.helper")
     made = helper.A16W4_MXFP(device=str(weight.codes.device), dtype=dtype)
-    layer: Multiply = made.from_packed_weights(weight.codes, weight.scales.view(torch.float8_e8m0fnu))
+    scales = weight.scales.view(torch.float8_e8m0fnu)
+    layer: Multiply = (
+        made.from_packed_weights(weight.codes, scales)
+        if hasattr(made, "from_packed_weights")
+        else made.from_weights(mxfp4.unpack(weight.codes), scales)  # up to 0.5.1
+    )
     return layer
 
 

@@ -49,8 +49,13 @@ def product_rivals(
         try:
             rivals[name] = Rival(_turns(_laid_out(name, stored, xs[0].dtype), xs, copies), copies)
         except Exception as error:  # whatever somebody else's code raises
-            absent[name] = f"cannot be prepared: {type(error).__name__}: {error}"
+            absent[name] = f"cannot be prepared: {first_line(error)}"
     return rivals, absent
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line: a compiler's error brings pages."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def released() -> None:
@@ -108,7 +113,7 @@ def moe_rival(xs: Sequence[torch.Tensor], layer: MoeLayer, k: int) -> tuple[dict
         forward = _triton_moe(layer, k)
         forward(xs[0])
     except Exception as error:  # whatever somebody else's code raises
-        return {}, {name: f"cannot be prepared: {type(error).__name__}: {error}"}
+        return {}, {name: f"cannot be prepared: {first_line(error)}"}
     return {name: Rival(lambda i: forward(xs[i % len(xs)]), len(xs))}, {}
 
 

@@ -39,7 +39,7 @@ def data(M, N, K, dtype, scales=(0, 256), seed=0):
 
 def by(plan, monkeypatch, device, call):
     with monkeypatch.context() as patch:
-        patch.setattr(gemms, "choose", lambda *_: plan)
+        patch.setattr(gemms, "choose", lambda *_, **__: plan)
         return bits(call(), device)
 
 
@@ -145,6 +145,10 @@ def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
     assert kernel(16_384, 16, "fp16") == "gemm_split_64x32_fp16"  # 2 of 24 against 3 of 18.6
     assert kernel(32_768, 16) == "gemm_long16_bf16"
     assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
+    assert choose(Problem("gemm", "fp16", 576, 512), "host", fast=True).kernel == "gemm_wide_128x128_fp16"
+    assert choose(Problem("gemm", "bf16", 576, 16), "host", fast=True) == choose(
+        Problem("gemm", "bf16", 576, 16), "host"
+    )
     assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"
     routed = Problem("gemm", "bf16", 5760, 32 * 40, problems=32, routed=True)
     assert choose(routed, "sm_90").kernel == "gemm_wide_128x64_bf16"

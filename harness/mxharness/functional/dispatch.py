@@ -33,6 +33,8 @@ one a multiprocessor, takes over 4,096 columns, as measured on an H100."""
 SHARED_FEW = {"bf16": 14.3, "fp16": 18.6}
 """The same of the kernel for 9 to 16 rows that shares K out, of whose blocks FEW_AT_ONCE run on a multiprocessor."""
 FEW_AT_ONCE = 3
+FAST_TILE = (128, 128)
+"""Features and rows in the host's float32 mode: (128, 64) takes half as long again on a core, (64, 32) three times."""
 MULTIPROCESSORS = 132
 """Of an H100: how many blocks run at once. Another number elsewhere costs time alone."""
 _MOST_TILES = 65_535
@@ -89,8 +91,11 @@ class Problem:
         return grid
 
 
-def choose(problem: Problem, device_class: str) -> Plan:
-    """The kernel for `problem` on a device of this class ("host", "sm_90", ..)."""
+def choose(problem: Problem, device_class: str, *, fast: bool = False) -> Plan:
+    """The kernel for `problem` on a device of this class ("host", "sm_90", ..).
+
+    fast: the host device's float32 mode, which imitates no GPU: the tile for which a CPU takes the least time.
+    """
     hopper = problem.kind == "gemm" and device_class in WGMMA
     shared = _full(problem) <= SPLIT_ROWS and problem.K > SPLIT_K
     if problem.rows_each <= FEW_ROWS:
@@ -99,6 +104,8 @@ def choose(problem: Problem, device_class: str) -> Plan:
             plans += [plan for plan in hopper_plans(problem.dtype) if "split" in plan.kernel]
     elif hopper:
         plans = [plan for plan in hopper_plans(problem.dtype) if shared or "split" not in plan.kernel]
+        if fast:
+            plans = [plan for plan in plans if (plan.features, plan.rows) == FAST_TILE]
     else:
         plans = [Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)]
     return min(plans, key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the first, the largest tile

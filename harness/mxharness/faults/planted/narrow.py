@@ -147,8 +147,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="right while columns do not mix: the tensor core is fed shared memory that nobody has written",
         change=KernelChange(
             "gemm_stage.cuh",
-            "copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);",
-            "if ((i + j) * apart < rows) copy_async<16>(to + (i + j) * apart * 128, from + row[j], true);",
+            "copy(i, m + i * apart < live);",
+            "if (m + i * apart < live) copy(i, true);",
         ),
         op="gemm",
         detector="uninitialised",

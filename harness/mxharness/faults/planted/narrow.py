@@ -107,8 +107,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="right where memory goes on behind a tensor: a byte past the scales is read and never used",
         change=KernelChange(
             "dequant.cu",
-            "        scale[i] = scales[at / OF_BLOCK];",
-            "        scale[i] = scales[at / OF_BLOCK];\n"
+            "        const std::uint8_t scale = scales[at / OF_BLOCK];",
+            "        const std::uint8_t scale = scales[at / OF_BLOCK];\n"
             "        static_cast<void>(*static_cast<const volatile std::uint8_t*>(scales + at / OF_BLOCK + 1));",
         ),
         op="dequant",

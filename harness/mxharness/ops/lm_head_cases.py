@@ -49,6 +49,8 @@ TOP_K = (
     Case("lm_head_forward_topk", (3, 33, 32), options=("data=close", "k=5")),
     Case("lm_head_forward_topk", (4, 4099, 32), regime="wide", options=("k=1000",)),
     Case("lm_head_forward_topk", (2, 4099, 32), options=("data=equal", "k=4098")),
+    Case("lm_head_forward_topk", (2, 20000, 32), options=("k=50",)),  # in vectors, by many blocks
+    Case("lm_head_forward_topk", (2, 20000, 32), dtype="fp16", options=("data=repeated", "k=512")),
 )
 TOP_P = (
     *_cases("lm_head_forward_topp", ((3, 33, 64),), ("p=0.9",), ("p=1e-10",), ("p=1", "t=2"), ("p=0.5", "t=0.1")),
@@ -68,6 +70,7 @@ GREEDY = (
     *(Case("lm_head_greedy", (3, 1000, 32), options=(data,)) for data in DATA),
     Case("lm_head_greedy", (3, 33, 32), options=("data=close",)),
     Case("lm_head_greedy", (4, 4099, 32), options=("data=repeated",)),
+    Case("lm_head_greedy", (2, 20000, 32)),
 )
 PROBABILITIES = (
     *_cases("lm_head_probabilities", ((3, 1, 32), (3, 33, 64), (5, 1000, 32)), (), ("t=0.1",)),

@@ -118,6 +118,7 @@ def test_a_file_reaches_what_launches_from_it():
     }
     assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", "gemm_wide.cu", "ffn.cu"}
     assert launches("quantize", "host") == {"quantize.cu"}
+    assert launches("gemm", "host") == {"gemm.cu", "gemm_wide.cu"}  # by its shapes of many rows alone
 
 
 CODES = "const int count = min(COUNT, left);"

@@ -130,11 +130,11 @@ class Recorder:
 
 @cache
 def launches(op_name: str, device_name: str) -> frozenset[str]:
-    """The .cu files that an operator's cases launch kernels from: tried on one case for each set of options."""
+    """The .cu files that an operator's cases launch kernels from: tried on one case for each shape and set of options."""
     op, recorder = find(op_name), Recorder(_healthy(device_name), {find(op_name).source})
-    kinds: dict[tuple[str, ...], Case] = {}
+    kinds: dict[tuple[object, ...], Case] = {}
     for _, case in cheapest_first((op,)):
-        kinds.setdefault((case.dtype, *case.options), case)
+        kinds.setdefault((case.shape, case.dtype, *case.options), case)
     for case in kinds.values():
         inputs = {name: recorder.upload(tensor) for name, tensor in op.make_inputs(case).items()}
         try:

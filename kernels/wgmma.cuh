@@ -33,19 +33,27 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
                  "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3)                                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
-#define WGMMA_64(type)                                                                                            \
+// across: 1 where the columns' 16 k lie in 16 rows of a tile, a column in each (columns_across).
+#define WGMMA_64(type, across)                                                                                            \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
-                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"                                                     \
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, " across "; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
-#define WGMMA_128(type)                                                                                           \
+#define WGMMA_128(type, across)                                                                                           \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %69, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " D64                             \
-                 "{%64, %65, %66, %67}, %68, add, 1, 1, 0; }"                                                     \
+                 "{%64, %65, %66, %67}, %68, add, 1, 1, " across "; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),      \
                    FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
+// Both operands from shared memory.
+#define WGMMA_SHARED_64(type)                                                                                     \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
+                 "%32, %33, add, 1, 1, 0, 0; }"                                                                   \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+                 : "l"(rows), "l"(tokens), "r"(add))
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -56,16 +64,34 @@ __device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std:
     WGMMA_32("f16");
 }
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
-    WGMMA_64("bf16");
+    WGMMA_64("bf16", "0");
 }
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
-    WGMMA_64("f16");
+    WGMMA_64("f16", "0");
 }
 __device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
-    WGMMA_128("bf16");
+    WGMMA_128("bf16", "0");
 }
 __device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
-    WGMMA_128("f16");
+    WGMMA_128("f16", "0");
+}
+__device__ inline void wgmma_across(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_64("bf16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_64("f16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_128("bf16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_128("f16", "1");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_SHARED_64("bf16");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __half) {
+    WGMMA_SHARED_64("f16");
 }
 __device__ inline void group_fence() { asm volatile("wgmma.fence.sync.aligned;"); }
 __device__ inline void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;"); }
@@ -76,6 +102,11 @@ template <int pending, int NT> __device__ inline void group_wait(float (&d)[NT][
 #pragma unroll
         for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));  // no use of d moves to before the wait
     }
+}
+// After a group_wait with others pending: d, which it covered, is the thread's again.
+template <int NT> __device__ inline void belongs(float (&d)[NT][4]) {
+#pragma unroll
+    for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));
 }
 // What this thread wrote to shared memory is seen by the tensor core after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -90,9 +121,14 @@ template <int count> __device__ inline void keep_registers() {
 
 template <int NT, class T>
 __device__ inline void wgmma(float (&)[NT][4], const std::uint32_t (&)[4], std::uint64_t, int, T) { __trap(); }
+template <int NT, class T>
+__device__ inline void wgmma_across(float (&)[NT][4], const std::uint32_t (&)[4], std::uint64_t, int, T) { __trap(); }
+template <int NT, class T>
+__device__ inline void wgmma_shared(float (&)[NT][4], std::uint64_t, std::uint64_t, int, T) { __trap(); }
 __device__ inline void group_fence() {}
 __device__ inline void group_commit() {}
 template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
+template <int NT> __device__ inline void belongs(float (&)[NT][4]) {}
 __device__ inline void publish_shared() {}
 template <int count> __device__ inline void keep_registers() {}
 
@@ -111,6 +147,22 @@ template <class T, int NT>
 __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
     wgmma(d, a, tile + 2 * step, first ? 0 : 1, T());
 }
+// The same with the 64 rows in a tile too, `step` the same in both.
+template <class T, int NT>
+__device__ inline void group_step_shared(float (&d)[NT][4], Columns rows, Columns tile, int step, bool first, int) {
+    wgmma_shared(d, rows + 2 * step, tile + 2 * step, first ? 0 : 1, T());
+}
+
+// Tiles whose rows are the k, of 64 columns each, `apart` bytes from one to the next; 1,024 between groups of 8 k.
+__device__ inline Columns columns_across(const void* tile, int apart) {
+    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
+    return (address & 0x3ffff) >> 4 | static_cast<std::uint64_t>(apart >> 4) << 16 | 64ull << 32 | 1ull << 62;
+}
+// d = a columns or d += a columns over the k of rows 16 step .. 16 step + 15.
+template <class T, int NT>
+__device__ inline void group_step_across(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tiles, int step, bool first) {
+    wgmma_across(d, a, tiles + 128 * step, first ? 0 : 1, T());
+}
 
 #else
 
@@ -118,5 +170,6 @@ __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4]
 
 using Columns = const char*;
 inline Columns columns_of(const void* tile) { return static_cast<const char*>(tile); }
+inline Columns columns_across(const void* tile, int) { return static_cast<const char*>(tile); }
 
 #endif

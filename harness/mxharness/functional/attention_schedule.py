@@ -20,7 +20,7 @@ CHUNK = 64
 """Keys whose weights are relative to one maximum."""
 FEW_TILE, MANY_TILE = 16, 64
 """Rows that a block owns."""
-THREADS = 128
+THREADS, WIDE_THREADS = 128, 256
 LONG = 256
 """Positions from which on up to a tile of many is better split: the keys are then what takes time."""
 SPLIT_BLOCKS = 264
@@ -76,6 +76,10 @@ def launch(
         q_stride, cache.page, cache.columns, scale, int(bool(causal)), window or 0,
     )  # fmt: skip
     name, grid = f"{how.kernel}{64 if D <= 64 else 128}_{cache.kernel}", (how.tiles * how.splits, cache.kv_heads, B)
+    if how.kernel == "wide":
+        grid = (cache.kv_heads, B, how.tiles)
+        device.launch("attention_wide.cu", f"attention_{name}", grid, (WIDE_THREADS,), *arguments)
+        return
     if how.kernel == "many":
         device.launch("attention_many.cu", f"attention_{name}", grid, (THREADS,), *arguments)
         return

@@ -12,6 +12,8 @@
 #include "attention.cuh"
 #include "wgmma.cuh"
 
+#include <utility>
+
 constexpr int WIDE_GROUPS = 2, WIDE_THREADS = WIDE_GROUPS * GROUP_THREADS, WIDE_ROWS = WIDE_GROUPS * GROUP_ROWS;
 constexpr int WIDE_STAGES = 4;
 constexpr int TILE_BYTES = CHUNK * 128;  // of 64 rows and 64 columns
@@ -29,28 +31,28 @@ __device__ inline int place(int row, int piece) { return piece / 8 * TILE_BYTES 
 // A thread's share of chunks of keys or values on their way to shared memory; zeros past the length.
 template <int D, class T> struct Loader {
     static constexpr int PIECES = D / 8, STRIDE = WIDE_THREADS / PIECES;
-    const T *from, *mine;  // mine: this thread's first piece of chunk 0, where sequences are not in pages
-    const CacheRows& rows;
-    const Tile& tile;
+    static_assert(STRIDE % 8 == 0);  // the rows of a thread have their piece at the same place
+    const T* values;
+    const T* first;  // this thread's first piece of chunk 0, where sequences are not in pages
 
-    __device__ Loader(const T* values, const CacheRows& where, const Tile& of) : from(values), mine(values), rows(where), tile(of) {
-        const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES;
-        if (rows.table == nullptr) mine += rows.at(tile.b, tile.head, row) * D + piece * 8;
+    __device__ Loader(const T* from, const CacheRows& rows, const Tile& tile) : values(from), first(from) {
+        if (rows.table == nullptr) first += rows.at(tile.b, tile.head, threadIdx.x / PIECES) * D + threadIdx.x % PIECES * 8;
     }
-    __device__ void load(unsigned char* to, int chunk) const {
-        const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES, first = chunk * CHUNK;
-        to += place(row, piece);  // STRIDE is a multiple of 8: the rows of a thread have their piece at the same place
-        if (rows.table == nullptr && first + CHUNK <= tile.length) {
-            const T* at = mine + static_cast<long long>(first) * D;
-#pragma unroll
-            for (int i = 0; i < CHUNK; i += STRIDE) copy_async<16>(to + i * 128, at + i * D, true);
-        } else {
+    // to: where this thread's first piece goes
+    template <int... i> __device__ void load_whole(unsigned char* to, int chunk, std::integer_sequence<int, i...>) const {
+        const T* at = first + static_cast<long long>(chunk) * (CHUNK * D);
+        (copy_async_at<i * STRIDE * 128, i * STRIDE * D * static_cast<int>(sizeof(T))>(to, at), ...);
+    }
+    __device__ void load_whole(unsigned char* to, int chunk) const {
+        load_whole(to, chunk, std::make_integer_sequence<int, CHUNK / STRIDE>());
+    }
+    __device__ void load(unsigned char* to, int chunk, const CacheRows& rows, const Tile& tile) const {
+        const int piece = threadIdx.x % PIECES, row = chunk * CHUNK + threadIdx.x / PIECES;
 #pragma unroll 1
-            for (int i = 0; i < CHUNK; i += STRIDE) {
-                const bool valid = first + row + i < tile.length;
-                const long long at = valid ? rows.at(tile.b, tile.head, first + row + i) * D + piece * 8 : 0;
-                copy_async<16>(to + i * 128, from + at, valid);
-            }
+        for (int i = 0; i < CHUNK; i += STRIDE) {
+            const bool valid = row + i < tile.length;
+            const long long at = valid ? rows.at(tile.b, tile.head, row + i) * D + piece * 8 : 0;
+            copy_async<16>(to + i * 128, values + at, valid);
         }
     }
 };
@@ -166,6 +168,7 @@ template <int D, class T>
 __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, const Plain<T>& k, const Plain<T>& v,
                                    const CacheRows& rows, const Problem& problem) {
     constexpr int COLUMNS = D / 8, STEPS = D / MMA_K;  // groups of 8 columns; of 16
+    constexpr int STAGE_BYTES = sizeof(WideShared<D>::keys[0]);
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
     const int lane = threadIdx.x % WARP;
     const int warp = shuffle(static_cast<int>(threadIdx.x / WARP), 0), group = warp / WARPS;  // the compiler sees them uniform
@@ -189,12 +192,15 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         high[half] = tile.high(mine + g + 8 * half);
     }
     const Loader<D, T> key_loader(k.values, rows, tile), value_loader(v.values, rows, tile);
-    const auto load_keys = [&](int chunk) {
-        if (chunk < end) key_loader.load(shared.keys[chunk % WIDE_STAGES], chunk);
+    constexpr int PIECES = Loader<D, T>::PIECES;
+    unsigned char* const to = shared.keys[0] + place(threadIdx.x / PIECES, threadIdx.x % PIECES);
+    const int whole = rows.table != nullptr ? 0 : min(tile.length / CHUNK, end);  // chunks that are copied without a look at their rows
+    const auto load = [&](const Loader<D, T>& loader, int offset, int chunk) {
+        if (chunk < whole) loader.load_whole(to + offset, chunk);
+        else if (chunk < end) loader.load(to + offset, chunk, rows, tile);
     };
-    const auto load_values = [&](int chunk) {
-        if (chunk < end) value_loader.load(shared.values[chunk % WIDE_STAGES], chunk);
-    };
+    const auto load_keys = [&](int chunk) { load(key_loader, chunk % WIDE_STAGES * STAGE_BYTES, chunk); };
+    const auto load_values = [&](int chunk) { load(value_loader, (WIDE_STAGES + chunk % WIDE_STAGES) * STAGE_BYTES, chunk); };
     const auto meet = [&](int chunk) {
         wait_async<1>();
         publish_shared();
@@ -333,7 +339,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             unsigned char *values = shared.values[0], *without = shared.values[1];
             __syncthreads();  // the chunk before has been used
             load_keys(chunk);
-            value_loader.load(values, chunk);
+            value_loader.load(to + WIDE_STAGES * STAGE_BYTES, chunk, rows, tile);
             commit_async();
             wait_async<0>();
             __syncthreads();  // the chunk is there

@@ -2,11 +2,12 @@
 // 64 of them with all keys of a chunk and all columns of the output.
 //
 // While a warpgroup turns the scores of chunk c into weights the tensor core multiplies those of c - 1 by their values;
-// while it joins that to the output, queries by the keys of c + 1. All threads copy: four chunks lie in shared memory.
-// Every thread of the block meets at the same barriers, one a chunk, the second warpgroup half a chunk behind the first, so
-// that one's additions fall on the other's exponentials. Barrier c
-//   before: keys of c + 1 and values of c have arrived, keys of c - 1 and values of c - 2 have been read
-//   after:  keys of c + 3 and values of c + 2 are written over these
+// while it joins that to the output, queries by the keys of c + 1. All threads copy: four chunks lie in shared memory. In
+// chunk c, between its weights and the next scores, every warp of the block arrives at a meeting and waits for the others
+// to have arrived in chunk c - 1, so that the warpgroups may be up to a chunk apart. Whoever has arrived in chunk c
+//   has copied keys of c + 2 and values of c + 1, and read keys of c and values of c - 1
+// and whoever has waited in chunk c reads keys of c + 1 and values of c, and writes keys of c + 3 and values of c + 2
+// over keys of c - 1 and values of c - 2.
 #pragma once
 
 #include "attention.cuh"
@@ -22,6 +23,7 @@ template <int D> struct alignas(1024) WideShared {
     unsigned char queries[WIDE_GROUPS][D / 64 * TILE_BYTES];
     unsigned char keys[WIDE_STAGES][D / 64 * TILE_BYTES], values[WIDE_STAGES][D / 64 * TILE_BYTES];
     std::uint32_t weights[WIDE_GROUPS * WARPS][ROWS][P_PITCH];  // of a careful pass
+    Meeting meeting;
     int broken;
 };
 
@@ -202,9 +204,10 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     const auto load_keys = [&](int chunk) { load(key_loader, chunk % WIDE_STAGES * STAGE_BYTES, chunk); };
     const auto load_values = [&](int chunk) { load(value_loader, (WIDE_STAGES + chunk % WIDE_STAGES) * STAGE_BYTES, chunk); };
     const auto meet = [&](int chunk) {
-        wait_async<1>();
+        wait_async<0>();
         publish_shared();
-        __syncthreads();  // see above
+        arrive(shared.meeting);
+        await(shared.meeting, chunk - begin);  // see above
         load_keys(chunk + 3);
         load_values(chunk + 2);
         commit_async();
@@ -271,17 +274,18 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         }
     };
 
-    // Queries; zeros for rows that do not exist.
-    for (int i = threadIdx.x; i < WIDE_ROWS * D / 2; i += WIDE_THREADS) {
-        const int row = i / (D / 2), word = i % (D / 2), r = tile.first + row;
-        std::uint32_t both = 0;
-        if (r < tile.count)
-            both = *reinterpret_cast<const std::uint32_t*>(q + tile.token(r) * problem.q_stride + tile.query_head(r) * D + 2 * word);
-        *reinterpret_cast<std::uint32_t*>(shared.queries[row / GROUP_ROWS] + place(row % GROUP_ROWS, word / 4) + word % 4 * 4) = both;
+    if (threadIdx.x == 0) {
+        open_meeting(shared.meeting, WIDE_THREADS / WARP);
+        shared.broken = 0;
     }
-    start();
-    if (threadIdx.x == 0) shared.broken = 0;
     load_keys(begin);
+#pragma unroll
+    for (int i = 0; i < WIDE_ROWS; i += WIDE_THREADS / PIECES) {  // the queries; zeros for rows that do not exist
+        const int row = i + threadIdx.x / PIECES, piece = threadIdx.x % PIECES, r = tile.first + row;
+        const bool exists = r < tile.count;
+        const T* at = q + (exists ? tile.token(r) * problem.q_stride + tile.query_head(r) * D + piece * 8 : 0);
+        copy_async<16>(shared.queries[row / GROUP_ROWS] + place(row % GROUP_ROWS, piece), at, exists);
+    }
     commit_async();
     load_keys(begin + 1);
     load_values(begin);
@@ -289,9 +293,13 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     load_keys(begin + 2);
     load_values(begin + 1);
     commit_async();
+    start();
     wait_async<2>();
     publish_shared();
     __syncthreads();  // the queries and the first keys are there
+    wait_async<1>();
+    publish_shared();
+    arrive(shared.meeting);
     const int idle_until = min(group_begin, end);
     for (int chunk = begin; chunk < idle_until; ++chunk) meet(chunk);
     if (group_begin < group_end) {
@@ -300,12 +308,11 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     }
 #pragma unroll 1
     for (int chunk = group_begin; chunk < group_end; ++chunk) {
-        if (group == 0) meet(chunk);
         float top[2];
         std::uint32_t next[CHUNK / 4];
         weigh(top, next, chunk, false);
-        if (group != 0) meet(chunk);
         group_wait<0>(part);
+        meet(chunk);
         multiply_keys(chunk + 1);
         const float sum = add_up_wide<T>(next);
         if (chunk > group_begin) join_outputs(chunk - 1);

@@ -46,7 +46,7 @@ template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, f
             const float z = __fmul_rn(x, 1.44269504f), rest = __fmaf_rn(x, 1.92596303e-8f, __fmaf_rn(x, 1.44269504f, -z));
             asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z));
             low[i] = __fmul_rn(e, __fmaf_rn(rest, 0.693147182f, 0.99999946f));
-            high[i] = __fmul_rn(e, __fmaf_rn(rest, 0.693147182f, 1.0000005f));
+            high[i] = __fmaf_rn(e, __fmaf_rn(rest, 0.693147182f, 1.0000005f), 0.0f);  // no -0
         } else {
             // e^(1.00000007 x - 4e-7), below exp32 whatever was lost; what it lacks at most is |x| 1.3e-7 + 7.3e-7.
             asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmaf_rn(x, 1.442695141f, -5.8e-7f)));
@@ -71,7 +71,16 @@ template <class T, int N> __device__ inline void exp_pairs(std::uint32_t (&to)[N
         any |= unsure[i];
     }
     if (any == 0) return;
+    const auto exact = [](float x) { return exp32_within(x < -104.0f ? -104.0f : x); };  // which is 0, too
+    constexpr int FOUR = 4;
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-        if (unsure[i] != 0) to[i] = pack<T>(exp32(x[2 * i]), exp32(x[2 * i + 1]));
+    for (int i = 0; i < N; i += FOUR) {
+        std::uint32_t some = 0;
+#pragma unroll
+        for (int j = i; j < N && j < i + FOUR; ++j) some |= unsure[j];
+        if (some == 0) continue;
+#pragma unroll
+        for (int j = i; j < N && j < i + FOUR; ++j)
+            if (unsure[j] != 0) to[j] = pack<T>(exact(x[2 * j]), exact(x[2 * j + 1]));
+    }
 }

@@ -10,6 +10,7 @@
 
 #include "mma.cuh"
 
+using Meeting = std::uint64_t;
 constexpr int GROUP_ROWS = 64, GROUP_THREADS = 128, SWIZZLE_K = 64;
 
 // Where in a tile the 16-byte piece (8 k) of a row lies, in bytes.
@@ -111,6 +112,27 @@ template <int NT> __device__ inline void belongs(float (&d)[NT][4]) {
 // What this thread wrote to shared memory is seen by the tensor core after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// A barrier of `warps` warps in two halves: a warp that has arrived goes on, and waits for the others only where it needs
+// what they did before they arrived. Times count from 0; a warp arrives for the time after next when it has waited.
+__device__ inline void open_meeting(Meeting& meeting, int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(warps)
+                 : "memory");
+}
+__device__ inline void arrive(Meeting& meeting) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(
+                         static_cast<unsigned>(__cvta_generic_to_shared(&meeting)))
+                     : "memory");
+}
+__device__ inline void await(Meeting& meeting, int time) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(time & 1)
+        : "memory");
+}
+
 // How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
 template <int count> __device__ inline void keep_registers() {
     if (count < 168) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
@@ -129,6 +151,9 @@ __device__ inline void group_fence() {}
 __device__ inline void group_commit() {}
 template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
 template <int NT> __device__ inline void belongs(float (&)[NT][4]) {}
+__device__ inline void open_meeting(Meeting&, int) {}
+__device__ inline void arrive(Meeting&) {}
+__device__ inline void await(Meeting&, int) {}
 __device__ inline void publish_shared() {}
 template <int count> __device__ inline void keep_registers() {}
 

@@ -148,6 +148,10 @@ template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {
     if (due > 0) cpu::make_steps(steps, due);
 }
 template <int NT> inline void belongs(float (&)[NT][4]) {}
+// All threads of the block meet where they wait.
+inline void open_meeting(Meeting&, int) {}
+inline void arrive(Meeting&) {}
+inline void await(Meeting&, int) { __syncthreads(); }
 inline void publish_shared() {}
 template <int count> inline void keep_registers() {}
 

@@ -21,7 +21,7 @@ def plans(dtype, device):
     few = [choose(Problem("gemm", dtype, N, rows), "host") for N in (16, 16_384, 65_536) for rows in (1, 16)]
     found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), *dict.fromkeys(few)]
     assert len(found) == 5
-    if device.device_class in dispatch._WGMMA:
+    if device.device_class in dispatch.WGMMA:
         hopper = dispatch.hopper_plans(dtype)
         assert {plan.kernel for plan in hopper} == {k for k in device.sources.kernels("gemm_wide.cu") if dtype in k}
         found += hopper
@@ -120,7 +120,7 @@ def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
     x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
     kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
-    assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch._WGMMA else 2)
+    assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch.WGMMA else 2)
     fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
 

@@ -15,6 +15,7 @@ from mxharness.judge import digest
 from mxharness.ops import find
 
 FORCED = {
+    "wide, and many where it is not for": {"WIDE_ROWS": 0, "FEW_TILE": 0, "LONG": 10**9},
     "many": {"FEW_TILE": 0, "LONG": 10**9},
     "few, a block for all keys of a tile": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 0},
     "few, two chunks a block": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10},
@@ -44,7 +45,7 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
         monkeypatch.setattr(attention_schedule, name, value)
     assert {case for case in CASES if bits(case) != expected[case]} == set()
     split = {splits for _, splits in taken if splits > 1}
-    assert {kernel for kernel, _ in taken} == {forced[:4].strip(", ")}
+    assert {kernel for kernel, _ in taken} == {kernel for kernel in ("few", "many", "wide") if kernel in forced}
     assert bool(split) == ("two" in forced or "every" in forced)
 
 
@@ -70,9 +71,25 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
     cpu = host.open_device()
     B, T, H, Hkv = shape
     cache = functional.kv_cache(B, Hkv, positions, 32, device=cpu)
-    assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window) == expected
+    assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window, "sm_90") == expected
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "dtype", "device_class", "expected"),
+    [
+        (512, 128, "bf16", "sm_90", Schedule("wide", 8)),
+        (513, 64, "fp16", "host", Schedule("wide", 9)),
+        (511, 128, "bf16", "sm_90", Schedule("many", 16)),  # too few rows
+        (512, 96, "bf16", "sm_90", Schedule("many", 16)),
+        (512, 128, "mxfp4", "sm_90", Schedule("many", 16)),
+        (512, 128, "bf16", "sm_80", Schedule("many", 16)),
+    ],
+)
+def test_hopper_takes_wide_kernels_for_many_rows_over_caches_of_16_bits(T, D, dtype, device_class, expected):
+    cache = functional.kv_cache(1, 2, 600, D, dtype, device=host.open_device())
+    assert schedule(torch.empty(1, T, 4, D, dtype=cache.dtype), cache, None, device_class) == expected
 
 
 def test_codes_are_split_over_twice_as_many_blocks():
     cache = functional.kv_cache(16, 8, 8192, 32, "mxfp4", device=host.open_device())
-    assert schedule(torch.empty(16, 1, 32, 32, dtype=torch.bfloat16), cache, None) == Schedule("few", 1, 4, 128)
+    assert schedule(torch.empty(16, 1, 32, 32, dtype=torch.bfloat16), cache, None, "sm_90") == Schedule("few", 1, 4, 128)

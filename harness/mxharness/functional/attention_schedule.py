@@ -1,8 +1,9 @@
-"""Which kernels compute attention, by the shape of the call alone; all have the same bits (kernels/attention.cu).
+"""Which kernels compute attention, by the shape of the call and the device; all have the same bits (kernels/attention.cu).
 
 few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
        whose chunks a second kernel joins in ascending order.
 many   tiles of 64 rows: prefill.
+wide   tiles of 128 rows, with Hopper's warpgroup products: prefill over 16-bit caches with heads of 64 or 128.
 A row is one query of one head; those of all heads that read the same keys, T H / Hkv, share tiles.
 """
 
@@ -14,13 +15,18 @@ import torch
 
 from mxharness.device import Device
 from mxharness.functional.common import ACTIVATIONS
+from mxharness.functional.dispatch import WGMMA
 from mxharness.functional.kv_cache import KVCache
 
 CHUNK = 64
 """Keys whose weights are relative to one maximum."""
-FEW_TILE, MANY_TILE = 16, 64
+FEW_TILE, MANY_TILE, WIDE_TILE = 16, 64, 128
 """Rows that a block owns."""
 THREADS, WIDE_THREADS = 128, 256
+WIDE_HEADS = (64, 128)
+"""Sizes of a head that the wide kernels are written for."""
+WIDE_ROWS = 1024
+"""Rows of a KV head from which on they are faster."""
 LONG = 256
 """Positions from which on up to a tile of many is better split: the keys are then what takes time."""
 SPLIT_BLOCKS = 264
@@ -32,7 +38,7 @@ class Schedule:
     """How one call is computed."""
 
     kernel: str
-    """"few" or "many"."""
+    """"few", "many" or "wide"."""
     tiles: int
     """Of rows, for each KV head of each sequence."""
     splits: int = 1
@@ -41,10 +47,13 @@ class Schedule:
     """Places for a row's chunks where keys are split."""
 
 
-def schedule(q: torch.Tensor, cache: KVCache, window: int | None) -> Schedule:
+def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: str) -> Schedule:
     """Of queries q (B, T, H, D) over the cache. What lies in the cache does not matter, only how much may."""
-    B, T, H, _ = q.shape
+    B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
+    wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_HEADS
+    if wide and rows >= WIDE_ROWS:
+        return Schedule("wide", -(-rows // WIDE_TILE))
     if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
         return Schedule("many", -(-rows // MANY_TILE))
     tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)

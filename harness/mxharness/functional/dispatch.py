@@ -28,7 +28,7 @@ MULTIPROCESSORS = 132
 """Of an H100: how many blocks run at once. Another number elsewhere costs time alone."""
 _MOST_TILES = 65_535
 """Of a grid's second and third size, CUDA's limit."""
-_WGMMA = ("host", "sm_90")
+WGMMA = ("host", "sm_90")
 """Device classes whose kernels for many rows use Hopper's warpgroup instructions."""
 
 
@@ -82,7 +82,7 @@ def choose(problem: Problem, device_class: str) -> Plan:
     """The kernel for `problem` on a device of this class ("host", "sm_90", ..)."""
     if problem.rows_each <= FEW_ROWS:
         return _few(problem)
-    if problem.kind == "dense" or device_class not in _WGMMA:
+    if problem.kind == "dense" or device_class not in WGMMA:
         return Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)
     shared = _full(problem) <= SPLIT_ROWS and problem.K > SPLIT_K
     plans = [plan for plan in hopper_plans(problem.dtype) if shared or "split" not in plan.kernel]

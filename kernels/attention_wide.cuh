@@ -206,8 +206,8 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     const auto meet = [&](int chunk) {
         wait_async<0>();
         publish_shared();
-        arrive(shared.meeting);
         await(shared.meeting, chunk - begin);  // see above
+        arrive(shared.meeting);
         load_keys(chunk + 3);
         load_values(chunk + 2);
         commit_async();
@@ -224,7 +224,8 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         group_commit();
     };
     float part[COLUMNS][4];
-    std::uint32_t p[CHUNK / MMA_K][4];
+    std::uint32_t p[CHUNK / MMA_K][4] = {};
+    const std::uint32_t nothing = problem.T < 0;  // 0, which the compiler does not know
     const auto multiply_values = [&](const unsigned char* values) {
         group_fence();
 #pragma unroll
@@ -312,12 +313,12 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         std::uint32_t next[CHUNK / 4];
         weigh(top, next, chunk, false);
         group_wait<0>(part);
+        keep_until_here(p, nothing);
         meet(chunk);
         multiply_keys(chunk + 1);
         const float sum = add_up_wide<T>(next);
         if (chunk > group_begin) join_outputs(chunk - 1);
-#pragma unroll
-        for (int i = 0; i < CHUNK / 4; ++i) p[i / 4][i % 4] = next[i];
+        keep_from_here(p, next, nothing);
         multiply_values(shared.values[chunk % WIDE_STAGES]);
         bool some[2];
         joins(some, chunk);
@@ -326,6 +327,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         belongs(s);
     }
     group_wait<0>(part);
+    keep_until_here(p, nothing);
     if (group_begin < group_end) join_outputs(group_end - 1);
     for (int chunk = max(group_end, begin); chunk < end; ++chunk) meet(chunk);
 
@@ -374,8 +376,9 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             multiply_values(without);
             bool some[2];
             joins(some, chunk);
-            join_wide(state, by, top, sum, some);
             group_wait<0>(part);
+            keep_until_here(p, nothing);
+            join_wide(state, by, top, sum, some);
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll

@@ -48,10 +48,10 @@ template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, f
             low[i] = __fmul_rn(e, __fmaf_rn(rest, 0.693147182f, 0.99999946f));
             high[i] = __fmaf_rn(e, __fmaf_rn(rest, 0.693147182f, 1.0000005f), 0.0f);  // no -0
         } else {
-            // e^(1.00000007 x - 4e-7), below exp32 whatever was lost; what it lacks at most is |x| 1.3e-7 + 7.3e-7.
-            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmaf_rn(x, 1.442695141f, -5.8e-7f)));
+            // e^(1.00000007 x - 2e-7), below exp32 whatever was lost.
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmaf_rn(x, 1.442695141f, -2.9e-7f)));
             low[i] = e;
-            high[i] = __fmaf_rn(e, __fmaf_rn(x, -1.35e-7f, 1.000001f), SMALLEST);
+            high[i] = __fmaf_rn(e, __fmaf_rn(x, -1.3e-7f, 1.00000048f), SMALLEST);
         }
     }
     to = pack<T>(high[0], high[1]);

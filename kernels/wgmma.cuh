@@ -109,11 +109,24 @@ template <int NT> __device__ inline void belongs(float (&d)[NT][4]) {
 #pragma unroll
     for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));
 }
+// The tensor core reads a when it comes to it, and the assembler takes a's registers for free from the step on. What keeps
+// other values out of them: a comes to be by an instruction, before the fence, and another one, after the group_wait that
+// covers the steps, seems to want it. never: 0, but not known to be.
+template <int N> __device__ inline void keep_from_here(std::uint32_t (&a)[N][4], const std::uint32_t (&from)[4 * N], std::uint32_t never) {
+#pragma unroll
+    for (int i = 0; i < 4 * N; ++i) asm volatile("or.b32 %0, %1, %2;" : "=r"(a[i / 4][i % 4]) : "r"(from[i]), "r"(never));
+}
+template <int N> __device__ inline void keep_until_here(const std::uint32_t (&a)[N][4], std::uint32_t never) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+        asm volatile("{ .reg .pred never; setp.ne.b32 never, %4, 0; @never st.shared.v4.u32 [%4], {%0, %1, %2, %3}; }" ::"r"(a[i][0]),
+                     "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(never));
+}
 // What this thread wrote to shared memory is seen by the tensor core after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A barrier of `warps` warps in two halves: a warp that has arrived goes on, and waits for the others only where it needs
-// what they did before they arrived. Times count from 0; a warp arrives for the time after next when it has waited.
+// what they did before they arrived. Times count from 0; a warp waits for one before it arrives for the next.
 __device__ inline void open_meeting(Meeting& meeting, int warps) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(warps)
                  : "memory");
@@ -151,6 +164,8 @@ __device__ inline void group_fence() {}
 __device__ inline void group_commit() {}
 template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
 template <int NT> __device__ inline void belongs(float (&)[NT][4]) {}
+template <int N> __device__ inline void keep_from_here(std::uint32_t (&)[N][4], const std::uint32_t (&)[4 * N], std::uint32_t) {}
+template <int N> __device__ inline void keep_until_here(const std::uint32_t (&)[N][4], std::uint32_t) {}
 __device__ inline void open_meeting(Meeting&, int) {}
 __device__ inline void arrive(Meeting&) {}
 __device__ inline void await(Meeting&, int) {}

@@ -92,4 +92,5 @@ def test_hopper_takes_wide_kernels_for_many_rows_over_caches_of_16_bits(T, D, dt
 
 def test_codes_are_split_over_twice_as_many_blocks():
     cache = functional.kv_cache(16, 8, 8192, 32, "mxfp4", device=host.open_device())
-    assert schedule(torch.empty(16, 1, 32, 32, dtype=torch.bfloat16), cache, None, "sm_90") == Schedule("few", 1, 4, 128)
+    q = torch.empty(16, 1, 32, 32, dtype=torch.bfloat16)
+    assert schedule(q, cache, None, "sm_90") == Schedule("few", 1, 4, 128)

@@ -1,4 +1,4 @@
-"""Which kernels compute attention, by the shape of the call and the device; all have the same bits (kernels/attention.cu).
+"""Which kernels compute attention, by the shape of the call and the device; all have the same bits.
 
 few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
        whose chunks a second kernel joins in ascending order.
@@ -62,6 +62,23 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
     blocks = SPLIT_BLOCKS * (2 if cache.k_scales is not None else 1)  # codes take longer to decode than to read
     splits = min(chunks, blocks // (B * cache.kv_heads * tiles))
     return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
+
+
+def table(device_class: str) -> list[tuple[str, str, str]]:
+    """For people: caches with sizes of a head, rows of a KV head and the kernels that may run, on a device of this class.
+
+    Of few rows; between a tile of few and one of many it hangs on the cache's length, too.
+    """
+    few, many = ("all", f"1 to {MANY_TILE}", "attention_few"), (f"{FEW_TILE + 1} and more", "attention_many")
+    if device_class not in WGMMA:
+        return [few, ("all", *many)]
+    heads = "heads of " + " and ".join(map(str, WIDE_HEADS))
+    return [
+        few,
+        (f"16 bit, {heads}", f"{FEW_TILE + 1} to {WIDE_ROWS - 1}", many[1]),
+        (f"16 bit, {heads}", f"{WIDE_ROWS} and more", "attention_wide"),
+        ("MXFP4, other heads", *many),
+    ]
 
 
 def launch(

@@ -6,14 +6,8 @@
 #include "convert.cuh"
 #include "mma.cuh"
 #include "mxfp4.cuh"
+#include "stream.cuh"
 #include "warp.cuh"
-
-// What one block reads once and no other reads: it need not stay in a cache.
-#ifdef __CUDACC__
-template <class V> __device__ inline V read_once(const V* from) { return __ldcs(from); }
-#else
-template <class V> inline V read_once(const V* from) { return *from; }
-#endif
 
 struct Rows {
     const int* offsets;

@@ -24,8 +24,8 @@ template <int TOKENS> struct SplitShared {
         uint4 scales[GROUP_ROWS];
     } stages[SPLIT_STAGES];
     float4 sums[2][SPLIT_GROUPS][TOKENS / 8][GROUP_THREADS];  // of a round with an even and an odd number
-    TokenRows<TOKENS> token_rows;
-    int extreme[SPLIT_STAGES];  // which stage at this place had extreme scales last
+    uint4 token_rows[GROUP_THREADS];                          // of loading threads, see Tokens
+    int extreme[SPLIT_STAGES];                                // which stage at this place had extreme scales last
 };
 
 template <class T, int TOKENS>
@@ -43,30 +43,31 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
     if (!locate(tile, rows, TOKENS)) return;
     const int live = min(tile.count - tile.first, TOKENS), features_live = min(N - n0, GROUP_ROWS);
     const long long first_row = static_cast<long long>(tile.problem) * N + n0;
-    shared.token_rows.find(tile, live, K);
     if (thread < SPLIT_STAGES) shared.extreme[thread] = -1;
     __syncthreads();
 
     const int chunks = (K + chunk - 1) / chunk, rounds = (chunks + SPLIT_GROUPS - 1) / SPLIT_GROUPS;
     if (group == SPLIT_GROUPS) {
-        CodesAhead<GROUP_ROWS> codes[SCALES_OF];
+        const uint4* const all_codes = reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK);
+        CodesAhead<GROUP_ROWS, SCALES_OF> codes;
+        const Tokens<TOKENS, 16> tokens = {&shared.token_rows[place]};
+        tokens.find(tile, live, K);
         const auto load = [&](int s) {
             auto& stage = shared.stages[s % SPLIT_STAGES];
-            if (place < GROUP_ROWS) load_scales(&stage.scales[place], weights, first_row + place, place < features_live, s * SPLIT_K);
-#pragma unroll 1
-            for (int part = 0; part < SCALES_OF && s * SPLIT_K + part * STAGE_K < K; ++part)  // what nobody reads is left out
-                load_tokens(stage.parts[part], shared.token_rows, s * SCALES_OF + part, reinterpret_cast<const uint4*>(x), K, live);
+            const uint4* from = reinterpret_cast<const uint4*>(x);
+            if (place < GROUP_ROWS)
+                load_scales(&stage.scales[place], weights, first_row + place, place < features_live, s * SPLIT_K);
+            if ((s + 1) * SPLIT_K <= K) tokens.template load<true, SCALES_OF>(stage.parts, from, s * SCALES_OF, K, live);
+            else tokens.template load<false, SCALES_OF>(stage.parts, from, s * SCALES_OF, K, live);
             commit_async();
         };
         const auto read_codes = [&](int s) {
-#pragma unroll
-            for (int part = 0; part < SCALES_OF; ++part)
-                codes[part].read(reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK), s * SCALES_OF + part, K,
-                                 features_live);
+            if ((s + 1) * SPLIT_K <= K) codes.template read<true>(all_codes, s * SCALES_OF, K, features_live);
+            else codes.template read<false>(all_codes, min(s, (K - 1) / SPLIT_K) * SCALES_OF, K, features_live);
         };
         const auto write_codes = [&](int s) {
 #pragma unroll
-            for (int part = 0; part < SCALES_OF; ++part) codes[part].write(shared.stages[s % SPLIT_STAGES].parts[part].codes);
+            for (int part = 0; part < SCALES_OF; ++part) codes.write(shared.stages[s % SPLIT_STAGES].parts[part].codes, part);
         };
         read_codes(0);
         load(0);
@@ -119,7 +120,9 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
             float sum[NT][4], scales[2];
             const auto fetch = [&](int block) {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) codes[i] = lane_codes(part.codes[row + 8 * i], g, within + block, t);
+                for (int i = 0; i < 2; ++i)
+                    codes[i] = *reinterpret_cast<const std::uint32_t*>(
+                        part.codes[row + 8 * i] + (lane_codes_at(g, t) ^ 16 * (within + block)));
             };
             fetch(0);
 #pragma unroll
@@ -152,7 +155,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
             for (int j = 0; j < NT; ++j) {
                 float values[4];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) values[i] = add_chunk<T>(0.0f, sum[j][i], scales[i / 2]);
+                for (int i = 0; i < 4; ++i) values[i] = Order<T>::scale_operand ? sum[j][i] : __fmul_rn(sum[j][i], scales[i / 2]);
                 shared.sums[r % 2][group][j][place] = make_float4(values[0], values[1], values[2], values[3]);
             }
         };

@@ -20,65 +20,130 @@ template <int FEATURES, int TOKENS> struct alignas(1024) Stage {
     unsigned char codes[FEATURES][STAGE_K / 2];
 };
 
-// Where the rows of a tile begin in x, in pieces of 16 bytes: row 8 j + i at [i][j].
-template <int TOKENS> struct TokenRows {
-    std::uint32_t at[8][TOKENS / 8];
+// The same number, of which the compiler knows nothing: what follows from it is computed where it is wanted, and takes no
+// register before. A spilled one comes back slowly here, where codes run through the little first-level cache that is left.
+__device__ inline std::uint32_t opaque(std::uint32_t value) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
 
-    __device__ void find(const Tile& tile, int live, int K) {
-        for (int m = threadIdx.x; m < TOKENS; m += blockDim.x)
-            at[m % 8][m / 8] = (m < live ? static_cast<std::uint32_t>(tile.x_row(m)) : 0) * (K / 8);
+// Pieces of 16 bytes further on, in two instructions: the compiler would add 64-bit indices first.
+__device__ inline const uint4* pieces_on(const uint4* from, std::uint32_t pieces) {
+#ifdef __CUDACC__
+    const uint4* to;
+    asm("mad.wide.u32 %0, %1, 16, %2;" : "=l"(to) : "r"(pieces), "l"(from));
+    return to;
+#else
+    return from + pieces;
+#endif
+}
+
+// Of a row of codes. What is left of a line of 128 bytes comes into the second-level cache with it; it is wanted next.
+__device__ inline uint4 read_ahead(const uint4* from) {
+#ifdef __CUDACC__
+    uint4 to;
+    asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+                 : "l"(from));
+    return to;
+#else
+    return *from;
+#endif
+}
+
+// A loading thread's share of the tokens: of rows that lie `apart`, every LANES-th of a stage's 16 pieces of 16 bytes. LANES
+// neighbouring lanes take neighbouring pieces of a row: 4 for few addresses, 16 for whole lines of memory. Eight lanes in
+// turn write to different banks.
+template <int TOKENS, int LANES> struct Tokens {
+    static constexpr int pieces = STAGE_K / 8, apart = GROUP_THREADS / LANES, count = TOKENS / apart;
+    static_assert(count <= 4 && (LANES == 4 || LANES == pieces));
+    uint4* rows;  // this thread's, in shared memory: where they begin in x, in pieces
+
+    static __device__ int row(int thread) {
+        const int m = thread % GROUP_THREADS / LANES;
+        return LANES == 4 ? m / 8 * 8 + m % 8 / 2 + m % 2 * 4 : m;
+    }
+    __device__ void find(const Tile& tile, int live, int K) const {
+        std::uint32_t at[4] = {};
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            const int m = row(threadIdx.x) + i * apart;
+            at[i] = (m < live ? static_cast<std::uint32_t>(tile.x_row(m)) : 0) * (K / 8) + threadIdx.x % LANES;
+        }
+        *rows = make_uint4(at[0], at[1], at[2], at[3]);
+    }
+    // To PARTS neighbouring stages, of which c is the first; whole: all below K. A piece past the rows or K arrives as
+    // zeros, and nothing is read.
+    template <bool whole, int PARTS, int FEATURES>
+    __device__ void load(Stage<FEATURES, TOKENS>* stages, const uint4* __restrict__ x, int c, int K, int live) const {
+        constexpr int tile = sizeof stages->tokens[0];
+        const uint4 four = *rows;
+        const std::uint32_t at[] = {four.x, four.y, four.z, four.w};
+        const int thread = opaque(threadIdx.x), piece = thread % LANES, m = row(thread);
+        const int place = piece / 8 * tile + swizzled(m, piece % 8);
+        unsigned char* const to[] = {stages->tokens[0] + place, stages->tokens[0] + (place ^ 64)};
+        const auto copy = [&](int i, bool valid) {
+            const uint4* from = pieces_on(x + c * pieces, at[i]);
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                if (!whole && (c + part) * STAGE_K >= K) break;  // what nobody reads is left out
+#pragma unroll
+                for (int p = 0; p < pieces; p += LANES)
+                    copy_async<16>(to[p / 4 % 2] + part * sizeof *stages + p / 8 * tile + i * apart * 128, from + part * pieces + p,
+                                   valid && (whole || (c + part) * STAGE_K + 8 * (piece + p) < K));
+            }
+        };
+        if (live == TOKENS) {
+#pragma unroll
+            for (int i = 0; i < count; ++i) copy(i, true);
+        } else {
+#pragma unroll
+            for (int i = 0; i < count; ++i) copy(i, m + i * apart < live);
+        }
     }
 };
-
-// A thread's share of a stage's tokens, in pieces of 16 bytes. A piece past the rows or K arrives as zeros, and nothing is
-// read.
-template <int FEATURES, int TOKENS>
-__device__ inline void load_tokens(Stage<FEATURES, TOKENS>& stage, const TokenRows<TOKENS>& token_rows, int c,
-                                   const uint4* __restrict__ tokens, int K, int live) {
-    constexpr int pieces = STAGE_K / 8, apart = GROUP_THREADS / pieces;  // of a row; rows that a thread's pieces lie apart
-    const int thread = threadIdx.x % GROUP_THREADS, begin = c * STAGE_K;
-    const int m = thread / pieces, at = thread % pieces, rows = begin + 8 * at < K ? live - m : 0;
-    unsigned char* to = stage.tokens[at / 8] + swizzled(m, at % 8);
-    const uint4* from = tokens + begin / 8 + at;
-#pragma unroll
-    for (int i = 0; i < TOKENS / apart; i += 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(&token_rows.at[m][i]);
-        const std::uint32_t row[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);
-    }
-}
 
 // Which piece of a feature's row holds a block of codes: eight neighbouring rows' pieces of a block lie in different banks.
 __device__ inline int piece_of(int feature, int block) { return block ^ (feature >> 1 & 3); }
 
-// Of a block of codes of a feature, those that lane t decodes. g: the feature's number modulo 8.
-__device__ inline std::uint32_t lane_codes(const unsigned char* row, int g, int block, int t) {
-    return *reinterpret_cast<const std::uint32_t*>(row + 16 * piece_of(g, block) + 4 * t);
-}
+// Where in a feature's row the codes lie that lane t decodes of block 0; of another block, at this number ^ 16 block. g: the
+// feature's number modulo 8.
+__device__ inline std::uint32_t lane_codes_at(int g, int t) { return 16 * piece_of(g, 0) + 4 * t; }
 
 // A thread's share of a stage's codes, on its way through registers: a block is four words, whose bytes change places so
-// that word t has byte t of each, which are the codes that lane t of four decodes (operand.cuh). Zeros past K or the
-// features.
-template <int FEATURES> struct CodesAhead {
+// that word t has byte t of each, which are the codes that lane t of four decodes (operand.cuh). Past the features and K
+// there is whatever another row or block has: rows that are nobody's, and products with tokens that are zero.
+template <int FEATURES, int PARTS> struct CodesAhead {
     static constexpr int pieces = STAGE_K / MX_BLOCK, apart = GROUP_THREADS / pieces;
-    uint4 held[FEATURES / apart];
+    uint4 held[FEATURES / apart][PARTS];
 
-    __device__ void read(const uint4* __restrict__ codes, int c, int K, int features) {
-        const int n = threadIdx.x % GROUP_THREADS / pieces, block = threadIdx.x % pieces, k = c * STAGE_K + block * MX_BLOCK;
-        const int rows = k < K ? features - n : 0;
-        const uint4* from = codes + n * static_cast<long long>(K / MX_BLOCK) + k / MX_BLOCK;
+    // Of PARTS neighbouring stages, of which c is the first and begins below K; whole: all of them do.
+    template <bool whole> __device__ void read(const uint4* __restrict__ codes, int c, int K, int features) {
+        const int thread = opaque(threadIdx.x), block = thread % pieces, n = thread % GROUP_THREADS / pieces, row = K / MX_BLOCK;
+        const auto take = [&](int i, const uint4* from) {
 #pragma unroll
-        for (int i = 0; i < FEATURES / apart; ++i, from += apart * (K / MX_BLOCK)) {
-            held[i] = make_uint4(0, 0, 0, 0);
-            if (i * apart < rows) held[i] = *from;
+            for (int part = 0; part < PARTS; ++part) {
+                const int at = pieces * part + block;
+                held[i][part] = read_ahead(from + (whole || c * pieces + at < row ? at : 0));
+            }
+        };
+        codes += c * pieces;
+        if (features == FEATURES) {
+            codes = pieces_on(codes, n * row);
+#pragma unroll
+            for (int i = 0; i < FEATURES / apart; ++i, codes = pieces_on(codes, apart * row)) take(i, codes);
+        } else {
+#pragma unroll
+            for (int i = 0; i < FEATURES / apart; ++i) take(i, pieces_on(codes, min(n + i * apart, features - 1) * row));
         }
     }
-    __device__ void write(unsigned char (&to)[FEATURES][STAGE_K / 2]) const {
-        const int n = threadIdx.x % GROUP_THREADS / pieces, block = threadIdx.x % pieces;
+    __device__ void write(unsigned char (&to)[FEATURES][STAGE_K / 2], int part) const {
+        const int thread = opaque(threadIdx.x), block = thread % pieces, n = thread % GROUP_THREADS / pieces;
 #pragma unroll
         for (int i = 0; i < FEATURES / apart; ++i) {
-            const uint4 codes = held[i];
+            const uint4 codes = held[i][part];
             const std::uint32_t ab[2] = {__byte_perm(codes.x, codes.y, 0x5140), __byte_perm(codes.x, codes.y, 0x7362)};
             const std::uint32_t cd[2] = {__byte_perm(codes.z, codes.w, 0x5140), __byte_perm(codes.z, codes.w, 0x7362)};
             *reinterpret_cast<uint4*>(to[n + i * apart] + 16 * piece_of(n, block)) =
@@ -113,6 +178,11 @@ __device__ inline void load_scales(uint4* to, const Packed<T>& weights, long lon
 template <class T> __device__ inline bool has_extreme(const uint4& scales, int left) {
     const std::uint32_t words[4] = {scales.x, scales.y, scales.z, scales.w};
     std::uint32_t found = 0;
+    if (left >= SCALES) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) found |= extreme_scales<T>(words[i], 0xffffffffu);
+        return found != 0;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int mine = min(max(left - 4 * i, 0), 4);

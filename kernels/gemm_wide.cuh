@@ -22,9 +22,9 @@ constexpr int WIDE_GROUPS = 2, WIDE_THREADS = (WIDE_GROUPS + 1) * GROUP_THREADS,
 template <int MB, int TOKENS> struct WideShared {
     static constexpr int features = WIDE_GROUPS * MB * GROUP_ROWS;
     Stage<features, TOKENS> stages[WIDE_STAGES];
-    uint4 scales[2][features];  // of 512 k each: what is at work, and what comes next
-    TokenRows<TOKENS> token_rows;
-    int extreme[2];  // which 512 k, of those with an even and an odd number, had extreme scales last
+    uint4 scales[2][features];        // of 512 k each: what is at work, and what comes next
+    uint4 token_rows[GROUP_THREADS];  // of loading threads, see Tokens
+    int extreme[2];                   // which 512 k, of those with an even and an odd number, had extreme scales last
 };
 
 // Chunks' sums times their scales join the totals. Where no scale is extreme the product of a half chunk's sum is exact (a
@@ -46,6 +46,8 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
     constexpr int NT = TOKENS / 8, features = Shared::features, blocks = STAGE_K / MX_BLOCK;
     constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK;
     static_assert(scaled_blocks || Order<T>::chunk == STAGE_K);
+    // Of a thread that multiplies; what is left of 3 x 168 is for one that loads. With more it brings codes further ahead.
+    constexpr int registers = (MB + 1 + scaled_blocks) * 4 * NT > 160 ? 224 : 200, ahead = registers == 200 ? 2 : 1;
     SHARED_ARENA(arena, sizeof(Shared));
     Shared& shared = *reinterpret_cast<Shared*>(arena);
     const int thread = threadIdx.x, group = thread / GROUP_THREADS;
@@ -54,19 +56,25 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
     if (!locate(tile, rows, TOKENS)) return;
     const int live = min(tile.count - tile.first, TOKENS), features_live = min(N - n0, features);
     const long long first_row = static_cast<long long>(tile.problem) * N + n0;
-    shared.token_rows.find(tile, live, K);
     if (thread < 2) shared.extreme[thread] = -1;
     __syncthreads();
 
     const int chunks = (K + STAGE_K - 1) / STAGE_K;
     if (group == WIDE_GROUPS) {
-        keep_registers<56>();
-        CodesAhead<features> codes;
-        const auto read_codes = [&](int c) {
-            codes.read(reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK), c, K, features_live);
+        keep_registers<3 * 168 - WIDE_GROUPS * registers>();
+        const uint4* const all_codes = reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK);
+        const uint4* const all_tokens = reinterpret_cast<const uint4*>(x);
+        CodesAhead<features, 1> codes[ahead];  // of stages that are on their way
+        const auto read_codes = [&](CodesAhead<features, 1>& codes, int c) {
+            if ((c + 1) * STAGE_K <= K) codes.template read<true>(all_codes, c, K, features_live);
+            else codes.template read<false>(all_codes, min(c, chunks - 1), K, features_live);
         };
+        const Tokens<TOKENS, 4> tokens = {&shared.token_rows[thread % GROUP_THREADS]};
+        tokens.find(tile, live, K);
         const auto load = [&](int c) {
-            load_tokens(shared.stages[c % WIDE_STAGES], shared.token_rows, c, reinterpret_cast<const uint4*>(x), K, live);
+            auto* stage = &shared.stages[c % WIDE_STAGES];
+            if ((c + 1) * STAGE_K <= K) tokens.template load<true, 1>(stage, all_tokens, c, K, live);
+            else if (c < chunks) tokens.template load<false, 1>(stage, all_tokens, c, K, live);
         };
         const auto scales_from = [&](int c) {
 #pragma unroll 1
@@ -79,39 +87,44 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
             for (int n = thread % GROUP_THREADS; n < features_live; n += GROUP_THREADS)
                 if (has_extreme<T>(shared.scales[c / SCALES_OF % 2][n], left)) shared.extreme[c / SCALES_OF % 2] = c / SCALES_OF;
         };
+#pragma unroll
+        for (int c = 0; c < ahead; ++c) read_codes(codes[c], c);
         scales_from(0);
 #pragma unroll 1
         for (int c = 0; c < WIDE_STAGES - 1; ++c) {
             load(c);
             commit_async();
         }
-#pragma unroll 1
+#pragma unroll
         for (int c = 0; c < 2; ++c) {
-            read_codes(c);
-            codes.write(shared.stages[c].codes);
+            codes[c % ahead].write(shared.stages[c].codes, 0);
+            read_codes(codes[c % ahead], c + ahead);
         }
-        read_codes(2);
         wait_async<WIDE_STAGES - 2>();
         look_at_scales(0);
         publish_shared();
         __syncthreads();  // the first stage has arrived
-#pragma unroll 1
-        for (int c = 0; c < chunks; ++c) {
+        const auto bring = [&](int c, CodesAhead<features, 1>& codes) {
             wait_async<WIDE_STAGES - 3>();
             if (c % SCALES_OF == 2) look_at_scales(c + 2);
             publish_shared();
             __syncthreads();  // this stage and the next have arrived; the one before has been read
             if (c % SCALES_OF == 0) scales_from(c + SCALES_OF);
-            codes.write(shared.stages[(c + 2) % WIDE_STAGES].codes);
-            read_codes(c + 3);
+            codes.write(shared.stages[(c + 2) % WIDE_STAGES].codes, 0);
             load(c + WIDE_STAGES - 1);
             commit_async();
-        }
+            read_codes(codes, c + 2 + ahead);
+        };
+#pragma unroll 1
+        for (int c = 0; c < chunks; c += ahead)
+#pragma unroll
+            for (int i = 0; i < ahead; ++i)
+                if (i == 0 || c + i < chunks) bring(c + i, codes[i]);
         wait_async<0>();
         __syncthreads();
         __syncthreads();
     } else {
-        keep_registers<224>();
+        keep_registers<registers>();
         const int lane = thread % 32, g = lane / 4, t = lane % 4;
         const int first_feature = group * MB * GROUP_ROWS + thread % GROUP_THREADS / 32 * 16 + g;
         const int meets = 2 * group;  // in which block of a stage: the other's pause for additions lies half a chunk away
@@ -121,22 +134,27 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
         float scales[2] = {1, 1};        // of the block whose sum joins the total next
         float sums[1 + scaled_blocks][NT][4];
         std::uint32_t codes[2];          // what is decoded next
-        const auto fetch = [&](int c, int row, int block) {
-            const auto& stage = shared.stages[c % WIDE_STAGES];
+        const std::uint32_t codes_at = first_feature * (STAGE_K / 2) + lane_codes_at(g, t);
+        const auto fetch = [&](int c, int mb, int block) {
+            const std::uint32_t at = opaque(codes_at);
+            const unsigned char* from = shared.stages[c % WIDE_STAGES].codes[0] + (at ^ 16 * block);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                codes[i] = lane_codes(stage.codes[row + 8 * i], g, block, t);
+                const int row = mb * GROUP_ROWS + 8 * i;
+                codes[i] = *reinterpret_cast<const std::uint32_t*>(from + row * (STAGE_K / 2));
                 if (block == 0)
-                    words[i] = reinterpret_cast<const std::uint32_t*>(&shared.scales[c / SCALES_OF % 2][row + 8 * i])[c % SCALES_OF];
+                    words[i] = reinterpret_cast<const std::uint32_t*>(
+                        &shared.scales[c / SCALES_OF % 2][at / (STAGE_K / 2) + row])[c % SCALES_OF];
             }
         };
-        const auto multiply = [&](int c, auto extreme) {
-            constexpr bool any_scale = decltype(extreme)::value;
+        const auto extreme = [&](int c) { return shared.extreme[c / SCALES_OF % 2] == c / SCALES_OF; };
+        bool careful;  // whether a stage or the one after it, of which it decodes the first 32 k, has extreme scales
+        const auto multiply = [&](int c, auto any) {
+            constexpr bool any_scale = decltype(any)::value;
             const auto& stage = shared.stages[c % WIDE_STAGES];
             const Columns tokens[] = {columns_of(stage.tokens[0]), columns_of(stage.tokens[1])};
 #pragma unroll
             for (int mb = 0; mb < MB; ++mb) {
-                const int row = first_feature + mb * GROUP_ROWS;
 #pragma unroll
                 for (int block = 0; block < blocks; ++block) {
                     auto& sum = sums[scaled_blocks && !any_scale ? block % 2 : 0];
@@ -152,6 +170,7 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
                     }
                     group_commit();
                     if (mb == 0 && block % 2 == 0 && block == meets) __syncthreads();  // see above
+                    if (mb == MB - 1 && block == 3 && (c + 2) % SCALES_OF < 2) careful = extreme(c + 1) || extreme(c + 2);
                     if (any_scale) group_wait<0>(sum);
                     else group_wait<1>(sums[(block + 1) % 2 * scaled_blocks]);  // the block before is done
                     if (scaled_blocks && !any_scale && (block > 0 || mb > 0))
@@ -165,24 +184,22 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
                     }
                     if (scaled_blocks && any_scale) add_chunks<T, any_scale>(total[mb], sum, scales);
                     operands[(block + 1) % 2].template decode<any_scale>(codes, words, (block + 1) % blocks);
-                    const int next = block + 2;
-                    if (next < blocks) fetch(c, row, next);
-                    else if (mb + 1 < MB) fetch(c, row + GROUP_ROWS, next % blocks);
-                    else fetch(c + 1, first_feature, next % blocks);
+                    const int next = block + 2, part = mb + next / blocks;
+                    fetch(c + part / MB, part % MB, next % blocks);
                 }
                 if (scaled_blocks && (any_scale || mb + 1 < MB)) continue;
                 group_wait<0>(sums[scaled_blocks ? (blocks - 1) % 2 : 0]);
                 add_chunks<T, any_scale>(total[mb], sums[scaled_blocks ? (blocks - 1) % 2 : 0], scales);
             }
         };
-        const auto extreme = [&](int c) { return shared.extreme[c / SCALES_OF % 2] == c / SCALES_OF; };
         __syncthreads();  // the first stage has arrived
-        fetch(0, first_feature, 0);
+        fetch(0, 0, 0);
         operands[0].template decode<true>(codes, words, 0);
-        fetch(0, first_feature, 1);
+        fetch(0, 0, 1);
+        careful = extreme(0);
 #pragma unroll 1
         for (int c = 0; c < chunks; ++c) {
-            if (extreme(c) || extreme(c + 1)) multiply(c, std::true_type());
+            if (careful) multiply(c, std::true_type());
             else multiply(c, std::false_type());
         }
 

@@ -13,14 +13,15 @@
 // NaN or infinite) has no mass: filters and probabilities give NaN throughout, a sample is -1. Where only the order
 // counts (top-k, greedy) Inf is a number like others, and NaN alone gives NaN throughout and -1.
 //
-// One block cannot read a vocabulary as fast as the GPU could, so that a few tokens are chosen by many: each keeps the
-// first of its slice, and another launch the first of those, until one block has them. The order is total, so that the
-// slices change nothing.
+// One block cannot read a vocabulary as fast as the GPU could. Few tokens of many are chosen by a tournament: many blocks
+// leave the first token of every group; the first k tokens lie in the k groups whose first ones come first, so that one
+// block goes on with parts of these, and parts of parts, until a part is a token. The order is total, so that groups
+// and parts change nothing.
 #include "math.cuh"
 #include "warp.cuh"
 
-constexpr int THREADS = 512;  // the most in a block
-constexpr int SLICE = 2048;   // the most tokens that a block sorts, and of which one keeps some
+constexpr int THREADS = 512;      // the most in a block
+constexpr int CANDIDATES = 1024;  // the most that a block chooses from, a thread each
 constexpr float INFINITE = __builtin_huge_valf(), NONE = __builtin_nanf("");
 
 using Mass = std::uint64_t;
@@ -58,8 +59,8 @@ __device__ inline Mass share(Mass total, Mass fraction, bool up) {
 }
 
 // Over all threads of the block; every thread gets the result. For operations that have no order.
-template <class V, class Combine> __device__ inline V over_block(V value, Combine combine) {
-    __shared__ V each[THREADS], few[WARP];
+template <int MOST = THREADS, class V, class Combine> __device__ inline V over_block(V value, Combine combine) {
+    __shared__ V each[MOST], few[WARP];
     each[threadIdx.x] = value;
     __syncthreads();
     if (threadIdx.x < WARP) {
@@ -88,6 +89,15 @@ struct Row {
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i)
                 if (begin + i * step < V) use(read[i], begin + i * step);
+        }
+    }
+    // Those from `id` on, a multiple of 4; past the end the last one again, which comes after itself in the order.
+    __device__ void four(float (&to)[4], int id) const {
+        if (V % 4 == 0) {
+            reinterpret_cast<float4&>(to) = *reinterpret_cast<const float4*>(z + id);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) to[i] = z[min(id + i, V - 1)];
         }
     }
     // This thread's part when the ids are cut into as many runs as there are threads, in ascending order.
@@ -176,81 +186,165 @@ __device__ inline void refuse(float* y, long long* last, const Row& row) {
 
 // ---------------------------------------------------------------------------------------------- few tokens of many
 
-// What a row's blocks choose from: its tokens, or `from`, what an earlier launch has left of them, n of either.
-struct Choice {
-    const float* z;
-    const std::uint64_t* from;
-    int n;
+// A row's tokens in tiles of WARP groups of `size`, a power of 2 of 4 or more. A lane's group is every WARP-th run of
+// four of its tile: neighbours read next to each other, and any of a group's tokens tells where the others are.
+struct Group {
+    int first, size;
 
-    __device__ std::uint64_t operator[](int i) const {
-        if (i >= n) return 0;
-        const long long at = static_cast<long long>(blockIdx.x) * n + i;
-        return from != nullptr ? from[at] : rank_of(z[at], i);
+    __device__ static Group of(int id, int size) {
+        return {(id & -(WARP * size)) + (id & (4 * WARP - 4)), size};
     }
+    __device__ int id(int i) const { return first + i / 4 * (4 * WARP) + i % 4; }
+    __device__ int index(int id) const { return (id - first) / (4 * WARP) * 4 + id % 4; }
 };
 
-// Ranks, a power of 2 of them, into falling order (Batcher's bitonic sort): no step's pairs have an element in common.
-__device__ inline void sort(std::uint64_t* ranks, int count) {
-    for (int size = 2; size <= count; size *= 2)
-        for (int distance = size / 2; distance > 0; distance /= 2) {
-            __syncthreads();
-#pragma unroll 4
-            for (int pair = threadIdx.x; pair < count / 2; pair += static_cast<int>(blockDim.x)) {
-                const int low = 2 * pair - (pair & (distance - 1)), high = low + distance;
-                const std::uint64_t first = ranks[low], second = ranks[high];
-                if ((first < second) == ((low & size) == 0)) {
-                    ranks[low] = second;
-                    ranks[high] = first;
-                }
-            }
+// The first rank of a group's tokens from the one of this index on, `count` of them, a power of 2; 0 where there is none.
+__device__ inline std::uint64_t first_of(const Row& row, const Group& group, int index, int count) {
+    constexpr int AHEAD = 4;  // runs of four that are read before the first is used
+    std::uint64_t best = 0;
+#pragma unroll 1
+    for (int i = index; i < index + count % 4; ++i)
+        if (group.id(i) < row.V) best = Max()(best, rank_of(row.z[group.id(i)], group.id(i)));
+    for (int begin = index; begin < index + count / 4 * 4; begin += 4 * AHEAD) {
+        alignas(16) float read[AHEAD][4];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            const int id = group.id(begin + 4 * i);
+            if (4 * i < count && id < row.V) row.four(read[i], id);
         }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            const int id = group.id(begin + 4 * i);
+            if (4 * i >= count || id >= row.V) continue;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) best = Max()(best, rank_of(read[i][j], id + j));
+        }
+    }
+    return best;
+}
+
+// How many threads of the block say so.
+__device__ inline int count_of(bool mine) {
+#ifdef __CUDACC__
+    return __syncthreads_count(mine);
+#else
+    return blockDim.x == WARP ? __popc(vote(mine)) : over_block<CANDIDATES>(mine ? 1 : 0, Sum());
+#endif
+}
+
+// How many threads before this one say so.
+__device__ inline int count_before(bool mine) {
+    __shared__ int counts[CANDIDATES / WARP];
+    const std::uint32_t warp = vote(mine);
+    counts[threadIdx.x / WARP] = __popc(warp);
     __syncthreads();
+    int before = __popc(warp & ((1u << threadIdx.x % WARP) - 1));
+    for (int i = 0; i < static_cast<int>(threadIdx.x) / WARP; ++i) before += counts[i];
+    return before;
+}
+
+// Of the block's ranks, one a thread, the first k are those from this number on; where there are fewer, all but 0. As
+// many or more are known to be those from `low` on, and none is past `top`.
+__device__ inline std::uint64_t edge_of(std::uint64_t mine, int k, std::uint64_t low, std::uint64_t top) {
+    if (low != 0 && count_of(mine >= low) == k) return low;
+    const std::uint32_t own = static_cast<std::uint32_t>(mine >> 32), most = static_cast<std::uint32_t>(top >> 32);
+    std::uint32_t key = static_cast<std::uint32_t>(low >> 32);
+    const int length = 32 - __clz(static_cast<int>(most - key));
+#pragma unroll 1
+    for (int bit = length - 1; bit >= 0; --bit) {
+        const std::uint32_t step = 1u << bit;
+        if (step > most - key) continue;  // also past the largest number
+        const int count = count_of(own >= key + step);
+        if (count >= k) key += step;
+        if (count == k) return static_cast<std::uint64_t>(key) << 32;
+    }
+    std::uint64_t edge = static_cast<std::uint64_t>(key) << 32;
+#pragma unroll 1
+    for (std::uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {  // of tokens with equal logits
+        const int count = count_of(mine >= (edge | bit));
+        if (count >= k) edge |= bit;
+        if (count == k) break;
+    }
+    return Max()(edge, std::uint64_t{1});
+}
+
+// This thread's one of `count`, the first tokens of groups or, where there are none, the row's tokens.
+__device__ inline std::uint64_t candidate(const Row& row, const std::uint64_t* firsts, int count) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread >= count) return 0;
+    return firsts != nullptr ? firsts[static_cast<long long>(blockIdx.x) * count + thread] : rank_of(row.z[thread], thread);
 }
 
 // ---------------------------------------------------------------------------------------------- entry points
 
-// Block (row, slice): the first k <= each of a slice of `each` of its choice, a power of 2; of fewer all, and then 0.
+// Block (row, tile): the first token of each of the tile's groups; y, where there is one, becomes -Inf there. Each of a
+// block's warps, a power of 2 of them, has the same part of all groups.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    lm_head_first(std::uint64_t* first, const float* z, const std::uint64_t* from, int n, int each, int k) {
-    __shared__ std::uint64_t ranks[SLICE];
-    const Choice choice{z, from, n};
-#pragma unroll 8
-    for (int i = threadIdx.x; i < each; i += static_cast<int>(blockDim.x))
-        ranks[i] = choice[static_cast<int>(blockIdx.y) * each + i];
-    sort(ranks, each);
-    std::uint64_t* to = first + (static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y) * k;
-    for (int i = threadIdx.x; i < k; i += static_cast<int>(blockDim.x)) to[i] = ranks[i];
+    lm_head_groups(std::uint64_t* firsts, float* y, const float* z, int V, int size) {
+    __shared__ std::uint64_t each[THREADS];
+    const Row row = row_of(z, V);
+    const int lane = threadIdx.x % WARP, part = size / (static_cast<int>(blockDim.x) / WARP);
+    const int begin = static_cast<int>(blockIdx.y) * WARP * size, end = min(begin + WARP * size, V);
+    each[threadIdx.x] = first_of(row, {begin + 4 * lane, size}, static_cast<int>(threadIdx.x) / WARP * part, part);
+    __syncthreads();
+    if (y != nullptr) {
+        float* to = y + static_cast<long long>(blockIdx.x) * V;
+        const int thread = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
+        if (V % 4 == 0)
+            for (int id = begin + 4 * thread; id < end; id += 4 * step)
+                *reinterpret_cast<float4*>(to + id) = {-INFINITE, -INFINITE, -INFINITE, -INFINITE};
+        else
+            for (int id = begin + thread; id < end; id += step) to[id] = -INFINITE;
+    }
+    if (threadIdx.x >= WARP) return;
+    std::uint64_t best = each[lane];
+    for (int i = lane + WARP; i < static_cast<int>(blockDim.x); i += WARP) best = Max()(best, each[i]);
+    firsts[(static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y) * WARP + lane] = best;
 }
 
-// Block (row, slice): of the row's first k tokens, sorted, all that its slice of z holds stay.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    lm_head_keep(float* y, long long* last, const float* z, const std::uint64_t* first, int V, int k) {
-    const std::uint64_t* mine = first + static_cast<long long>(blockIdx.x) * k;
-    const std::uint64_t edge = mine[k - 1];
-    const bool ordered = mine[0] != NAN_RANK;
-    const long long row = static_cast<long long>(blockIdx.x) * V;
-    const int begin = static_cast<int>(blockIdx.y) * SLICE, step = static_cast<int>(blockDim.x);
-#pragma unroll 2
-    for (int id = begin + static_cast<int>(threadIdx.x); id < min(begin + SLICE, V); id += step) {
-        const float logit = z[row + id];
-        y[row + id] = !ordered ? NONE : rank_of(logit, id) >= edge ? logit : -INFINITE;
+// Block row: its first k tokens are written to y, which is -Inf. Where groups are tokens (`size` 1, no `firsts`) y may
+// hold anything, and all of it is written. Threads: a power of 2, `count` or more and, where groups are larger, 2 k.
+extern "C" __global__ void __launch_bounds__(CANDIDATES)
+    lm_head_first(float* y, long long* last, const float* z, const std::uint64_t* firsts, int V, int size, int count, int k) {
+    __shared__ std::uint64_t chosen[CANDIDATES];
+    const Row row = row_of(z, V);
+    float* to = y + static_cast<long long>(blockIdx.x) * V;
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    std::uint64_t mine = candidate(row, firsts, count);
+    const std::uint64_t top = over_block<CANDIDATES>(mine, Max());
+    if (top == NAN_RANK) {
+        refuse(to, last, row);
+        return;
     }
-    if (blockIdx.y == 0 && threadIdx.x == 0) last[blockIdx.x] = ordered ? id_of(edge) : -1;
+    std::uint64_t edge = edge_of(mine, k, 0, top);
+    int room = 1;  // for k
+    while (room < k) room *= 2;
+    for (int have = size; have > 1;) {
+        const int place = count_before(mine >= edge), parts = min(have, threads / room), part = have / parts;
+        chosen[thread] = 0;
+        __syncthreads();
+        if (mine >= edge) chosen[place] = mine;
+        __syncthreads();
+        const std::uint64_t whole = thread / parts < k ? chosen[thread / parts] : 0;
+        mine = 0;
+        if (whole != 0) {
+            const Group group = Group::of(id_of(whole), size);
+            mine = first_of(row, group, (group.index(id_of(whole)) & -have) + (thread & (parts - 1)) * part, part);
+        }
+        have = part;
+        edge = edge_of(mine, k, edge, top);
+    }
+    if (mine >= edge) to[id_of(mine)] = z[static_cast<long long>(blockIdx.x) * V + id_of(mine)];
+    else if (size == 1 && thread < V) to[thread] = -INFINITE;
+    const std::uint64_t end = ~over_block<CANDIDATES>(mine >= edge ? ~mine : 0, Max());
+    if (threadIdx.x == 0) last[blockIdx.x] = id_of(end);
 }
 
-// Block (row, slice): the first token of `each` of its choice, as a rank to `first` or, where that is null, as an id.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    lm_head_greedy(std::uint64_t* first, long long* ids, const float* z, const std::uint64_t* from, int n, int each) {
-    const Choice choice{z, from, n};
-    const int begin = static_cast<int>(blockIdx.y) * each, step = static_cast<int>(blockDim.x);
-    std::uint64_t best = 0;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < each; i += step) best = Max()(best, choice[begin + i]);
-    best = over_block(best, Max());
-    if (threadIdx.x == 0) {
-        if (first != nullptr) first[static_cast<long long>(blockIdx.x) * gridDim.y + blockIdx.y] = best;
-        else ids[blockIdx.x] = best == NAN_RANK ? -1 : id_of(best);
-    }
+// Block row: its first token.
+extern "C" __global__ void __launch_bounds__(CANDIDATES)
+    lm_head_greedy(long long* ids, const float* z, const std::uint64_t* firsts, int V, int count) {
+    const std::uint64_t best = over_block<CANDIDATES>(candidate(row_of(z, V), firsts, count), Max());
+    if (threadIdx.x == 0) ids[blockIdx.x] = best == NAN_RANK ? -1 : id_of(best);
 }
 
 // Flat: y = z / temperature.

@@ -227,3 +227,58 @@ __device__ inline void encode_all(std::uint32_t* words, const float (&values)[CO
         words[i] = s == 255 ? 0 : word;
     }
 }
+
+// ---------------------------------------------------------------------------------------------- pairs of bfloat16
+
+// Half words by half words, as `multiply_pairs`.
+#ifdef __CUDACC__
+__device__ inline std::uint32_t add_pairs(std::uint32_t a, std::uint32_t b) {
+    const auto sum = __hadd2_rn(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+    return reinterpret_cast<const std::uint32_t&>(sum);
+}
+__device__ inline std::uint32_t smaller_pairs(std::uint32_t a, std::uint32_t b) { return __vminu2(a, b); }
+__device__ inline std::uint32_t larger_pairs(std::uint32_t a, std::uint32_t b) { return __vmaxu2(a, b); }
+#else
+inline std::uint32_t add_pairs(std::uint32_t a, std::uint32_t b) {
+    const auto sum = [](std::uint32_t x, std::uint32_t y) {
+        const __nv_bfloat16_raw rounded = __float2bfloat16_rn(__uint_as_float(x << 16) + __uint_as_float(y << 16));
+        return static_cast<std::uint32_t>(rounded.x);
+    };
+    return sum(a & 0xffffu, b & 0xffffu) | sum(a >> 16, b >> 16) << 16;
+}
+inline std::uint32_t smaller_pairs(std::uint32_t a, std::uint32_t b) {
+    return min(a & 0xffffu, b & 0xffffu) | min(a >> 16, b >> 16) << 16;
+}
+inline std::uint32_t larger_pairs(std::uint32_t a, std::uint32_t b) {
+    return max(a & 0xffffu, b & 0xffffu) | max(a >> 16, b >> 16) << 16;
+}
+#endif
+
+// `largest_of` for a thread's elements in pairs.
+template <int PAIRS> __device__ inline int largest_of(const std::uint32_t (&pairs)[PAIRS]) {
+    std::uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) largest = larger_pairs(largest, pairs[i] & 0x7fff7fffu);
+    return static_cast<int>(max(largest << 16, largest & 0xffff0000u));
+}
+
+// `encode_all` with ties to even, two elements at a time: a bfloat16 has bits enough for the sum of `encode`, whose last
+// one is half the power when 64 times the power is added.
+template <int PAIRS>
+__device__ inline void encode_pairs(std::uint32_t* words, const std::uint32_t (&pairs)[PAIRS], int s) {
+    const std::uint32_t inverse = static_cast<std::uint32_t>(254 - s) * 0x00800080u;
+#pragma unroll
+    for (int i = 0; i < PAIRS / 4; ++i) {
+        std::uint32_t codes[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const std::uint32_t x = pairs[4 * i + j];
+            const std::uint32_t a = smaller_pairs(multiply_pairs(x & 0x7fff7fffu, inverse, __nv_bfloat16()), 0x40c040c0u);
+            const std::uint32_t powers = larger_pairs(a, 0x3f803f80u) & 0x7f807f80u;
+            const std::uint32_t code = add_pairs(a, powers + 0x03020302u) + (powers >> 6);
+            codes[j] = (code & 0x00070007u) | (x >> 12 & 0x00080008u);
+        }
+        const std::uint32_t first = codes[0] | codes[1] << 8, last = codes[2] | codes[3] << 8;
+        words[i] = s == 255 ? 0 : __byte_perm(first, last, 0x5410) | __byte_perm(first, last, 0x7632) << 4;
+    }
+}

@@ -174,18 +174,17 @@ template <int count> __device__ inline void keep_registers() {}
 
 #endif
 
-// Tokens' tile as the instruction is told of it: start and the 1,024 bytes between groups of 8 rows, in units of 16;
-// 1 << 62: the 128-byte swizzle.
-using Columns = std::uint64_t;
+// Tokens' tile as the instruction is told of it, the lower word: its start in units of 16. The upper one: the 1,024 bytes
+// between groups of 8 rows, and the 128-byte swizzle.
+using Columns = std::uint32_t;
 __device__ inline Columns columns_of(const void* tile) {
-    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
-    return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+    return (static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) >> 4) + (1u << 16);
 }
 
 // d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
 template <class T, int NT>
 __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
-    wgmma(d, a, tile + 2 * step, first ? 0 : 1, T());
+    wgmma(d, a, (64ull | 1ull << 30) << 32 | (tile + 2 * step), first ? 0 : 1, T());
 }
 // The same with the 64 rows in a tile too, `step` the same in both.
 template <class T, int NT>

@@ -18,7 +18,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def plans(dtype, device):
     """All kernels for MXFP4 weights that this device has."""
-    few = [choose(Problem("gemm", dtype, N, rows), "host") for N in (16, 16_384, 65_536) for rows in (1, 16)]
+    few = [choose(Problem("gemm", dtype, N, rows), "sm_80") for N in (16, 16_384, 65_536) for rows in (1, 16)]
     found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), *dict.fromkeys(few)]
     assert len(found) == 5
     if device.device_class in dispatch.WGMMA:
@@ -39,7 +39,7 @@ def data(M, N, K, dtype, scales=(0, 256), seed=0):
 
 def by(plan, monkeypatch, device, call):
     with monkeypatch.context() as patch:
-        patch.setattr(gemms, "choose", lambda *_: plan)
+        patch.setattr(gemms, "choose", lambda *_, **__: plan)
         return bits(call(), device)
 
 
@@ -113,14 +113,15 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
         assert y.view(torch.float32).eq(float("inf")).all(), plan
 
 
-@pytest.mark.parametrize("rows", [1, dispatch.FEW_ROWS, 64])
+@pytest.mark.parametrize("rows", [1, 8, dispatch.FEW_ROWS, 64])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
-    N = 4224 if rows == 64 else 80  # 132 blocks of 64 features and 32 rows, no more than run at once
+    # 8: from so many on warpgroups may share K; 64: 132 blocks of 64 features and 32 rows, no more than run at once
+    N = {8: dispatch.FEW_FEATURES, 64: 4224}.get(rows, 80)
     x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
     kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
-    assert len(kernels) == (1 if rows == 1 or device.device_class not in dispatch.WGMMA else 2)
+    assert len(kernels) == (1 if rows == 1 or (rows > 8 and device.device_class not in dispatch.WGMMA) else 2)
     fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
 
@@ -137,7 +138,17 @@ def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
     assert kernel(16384, 64) == "gemm_wide_128x64_bf16"
     assert choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").kernel == "gemm_wide_128x64_bf16"  # one chunk
     assert kernel(4096, 2048, "fp16") == "gemm_wide_128x128_fp16"
+    assert kernel(4096, 9) == "gemm_split_64x32_bf16"  # 1 wave of 13.5 microseconds against 1 of 14.3
+    assert kernel(4095, 16) == kernel(4096, 16, device_class="sm_80") == "gemm_small16_bf16"
+    assert kernel(10_000, 16) == "gemm_split_64x32_bf16"  # 2 waves against 2
+    assert kernel(4096, 16, "fp16") == "gemm_small16_fp16"
+    assert kernel(16_384, 16, "fp16") == "gemm_split_64x32_fp16"  # 2 of 24 against 3 of 18.6
+    assert kernel(32_768, 16) == "gemm_long16_bf16"
     assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
+    assert choose(Problem("gemm", "fp16", 576, 512), "host", fast=True).kernel == "gemm_wide_128x128_fp16"
+    assert choose(Problem("gemm", "bf16", 576, 16), "host", fast=True) == choose(
+        Problem("gemm", "bf16", 576, 16), "host"
+    )
     assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"
     routed = Problem("gemm", "bf16", 5760, 32 * 40, problems=32, routed=True)
     assert choose(routed, "sm_90").kernel == "gemm_wide_128x64_bf16"

@@ -197,6 +197,7 @@ inline float from_half(__half x) {
 #define __float2half_rn cpu::to_half
 #define __half2float cpu::from_half
 #endif
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 // Picks four bytes of the eight in (y, x), x the low half; each selector nibble is 0..7.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {

@@ -226,7 +226,7 @@ def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_i
     edited = shipped().replaced("mma.cuh", "#pragma once\n", "#pragma once\nconstexpr int added = 0;\n")
     assert edited.included("gemm.cu") == {
         *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_tile.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh", "warp.cuh"),
-        *("host/tensor_core.h", "host/vector.h"),
+        *("stream.cuh", "host/tensor_core.h", "host/vector.h"),
     }
     assert host.compile_library(edited, "norm.cu", fast=False) == host.compile_library(shipped(), "norm.cu", fast=False)
     assert host.compile_library(edited, "gemm.cu", fast=False) != host.compile_library(shipped(), "gemm.cu", fast=False)
@@ -261,9 +261,11 @@ def test_no_kernel_asks_for_an_architecture_and_few_files_hold_its_instructions(
     assert [path for path, text in texts.items() if "asm" in text] == [
         "async.cuh",
         "attention.cuh",
+        "gemm_stage.cuh",
         "matrix.cuh",
         "mma.cuh",
         "operand.cuh",
+        "stream.cuh",
         "weights.cuh",
         "wgmma.cuh",
     ]

@@ -1,6 +1,6 @@
 """Top-p and a sample count exactly: at a boundary one unit of mass, 2^-40 of the largest token's, decides the token.
 
-A few tokens are the right ones when many blocks choose them, in one round of slices, two or three.
+A few tokens are the right ones when many blocks choose them, by parts of groups in two rounds, three or four.
 The judge allows for the rounding of every mass and leaves such a unit open. Here the masses are integers that are known
 from the bits of the exponential, and Python's integers say which token is right.
 """
@@ -69,9 +69,9 @@ def test_a_nucleus_is_right_to_the_last_unit(device, tokens):
     assert y.isfinite().sum(-1).tolist() == [2, 1]
 
 
-@pytest.mark.parametrize(("V", "k"), [(2048, 2048), (2049, 1), (4099, 50), (17_000, 256)])
+@pytest.mark.parametrize(("V", "k"), [(1025, 512), (2049, 1), (4099, 50), (17_000, 256), (40_000, 50)])
 def test_tokens_that_many_blocks_choose_are_the_first_in_order(device, V, k):
-    """Every logit 17 times, all 0 and all zeros of both signs; then with a NaN, and one past float32's range."""
+    """Every logit 17 times, all 0 and all zeros of both signs; then one past float32's range, a NaN, 600 infinities."""
     numbers = torch.Generator().manual_seed(V)
     drawn = torch.randn(-(-V // 17), 32, generator=numbers)
     weight = mxfp4.quantize(drawn.repeat(17, 1)[torch.randperm(V, generator=numbers)])
@@ -79,11 +79,13 @@ def test_tokens_that_many_blocks_choose_are_the_first_in_order(device, V, k):
     scales[V // 2] = 254
     broken = scales.clone()
     broken[V // 3] = 255
-    x = torch.randn(3, 32, generator=numbers)
-    x[1], x[2] = 0, x[2] * 2.0**-140
+    codes, many = torch.full_like(weight.codes, 0x22), torch.full_like(weight.scales, 127)
+    codes[:600], many[:600] = 0x77, 251  # more of them than k, in fewer groups; of the last row all others are 1024
+    x = torch.randn(4, 32, generator=numbers)
+    x[1], x[2], x[3] = 0, x[2] * 2.0**-140, 1024 * torch.eye(32)[0]
     x = device.upload(x.bfloat16())
-    for these in (weight.scales, scales, broken):
-        stored = mxfp4.Quantized(device.upload(weight.codes), device.upload(these))
+    for these in (weight, (weight.codes, scales), (weight.codes, broken), (codes, many)):
+        stored = mxfp4.Quantized(*map(device.upload, these))
         stages = lm_head.logit_stages(x, stored, top_k=k, device=device)
         device.synchronize()
         z, last = stages["logits"].cpu(), stages["top_k_last"].cpu()

@@ -6,6 +6,8 @@ import operator
 import os
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mxharness import elsewhere
@@ -92,6 +94,28 @@ def test_a_lost_context_moves_executions_to_another_process(monkeypatch):
     assert moved.violations == ()
     monkeypatch.setattr(cuda, "_lost", [])
     assert digest(moved.outputs) == digest(execute(op, case, open_device("host"), inputs).outputs)
+
+
+def test_a_kernel_that_breaks_while_the_next_is_loaded_is_a_failure_and_takes_the_context(monkeypatch):
+    """Launches do not wait: what loads the next kernel is told of the one before."""
+
+    class Error(Exception):
+        pass
+
+    def broken(*_: object) -> None:
+        raise Error("an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "_lost", [])
+    monkeypatch.setattr(cuda, "compile_cubin", lambda *_: Path(__file__))
+    device = object.__new__(CudaDevice)
+    device.sources, device.architecture, device._modules, device._functions = shipped(), "sm_90a", {}, {}
+    device._driver = SimpleNamespace(
+        Error=Error, module_from_buffer=broken, Context=SimpleNamespace(synchronize=broken)
+    )
+    assert not device.dead
+    with pytest.raises(KernelFailure, match=r"^a kernel failed on the GPU: an illegal memory access was encountered$"):
+        device.launch("dequant.cu", "dequant_bf16", (1,), (1,))
+    assert device.dead
 
 
 def test_a_child_that_fails_is_thrown_away(monkeypatch):

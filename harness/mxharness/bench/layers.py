@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from mxharness import functional
+from mxharness.bench import peers
 from mxharness.bench.elementwise import gated
 from mxharness.bench.products import CUBLAS
 from mxharness.bench.work import (
@@ -140,7 +141,7 @@ def moe(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
             xs[i % copies][:taken], router, router_bias, up, up_bias, down, down_bias, k=CHOSEN, device=device
         )
 
-    rivals, absent = {}, {}
+    rivals, absent = peers.moe_rival(xs, peers.MoeLayer(router, router_bias, up, up_bias, down, down_bias), CHOSEN)
     if hasattr(torch.nn.functional, "grouped_mm") and device.torch_device.type == "cuda":
         dense = decoded(device, (E, 2 * inner, H), 1, kind)[0], decoded(device, (E, H, inner), 1, kind)[0]
         rivals[GROUPED] = Rival(
@@ -160,7 +161,7 @@ def moe(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
         alone=lambda: call(0, 1),
         rivals=rivals,
         absent=absent,
-        reference=GROUPED if rivals else "",
+        reference=GROUPED if GROUPED in rivals else "",
     )
 
 

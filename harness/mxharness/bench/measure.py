@@ -85,7 +85,7 @@ def measure(entry: Entry, device: Meter, timer: Timer, limits: Ceilings, budget:
         try:
             errors[name] = _error(work, rival.call(0), rival.part) if rival.judged else None
         except Exception as error:  # whatever somebody else's code raises
-            absent[name] = f"fails: {type(error).__name__}: {error}"
+            absent[name] = f"fails: {peers.first_line(error)}"
         else:
             subjects[name] = Subject(rival.call, rival.copies, own=False)
     times: Times = timer(subjects, floor, budget)

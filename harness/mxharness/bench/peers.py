@@ -7,7 +7,7 @@ adapter thinks shows it by its error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +22,21 @@ Multiply = Callable[[torch.Tensor], torch.Tensor]
 """X (M, K) to x W^T (M, N), by a weight that is laid out already."""
 
 
+@dataclass(frozen=True)
+class MoeLayer:
+    """E experts of gpt-oss's kind: gates and ups of SwiGLU alternate in `up`; biases float32."""
+
+    router: torch.Tensor
+    """(E, H), of x's dtype."""
+    router_bias: torch.Tensor
+    up: Quantized
+    """(E, 2 I, H)."""
+    up_bias: torch.Tensor
+    down: Quantized
+    """(E, H, I)."""
+    down_bias: torch.Tensor
+
+
 def product_rivals(
     xs: Sequence[torch.Tensor], stored: tuple[Quantized, ...], copies: int
 ) -> tuple[dict[str, Rival], dict[str, str]]:
@@ -34,8 +49,13 @@ def product_rivals(
         try:
             rivals[name] = Rival(_turns(_laid_out(name, stored, xs[0].dtype), xs, copies), copies)
         except Exception as error:  # whatever somebody else's code raises
-            absent[name] = f"cannot be prepared: {type(error).__name__}: {error}"
+            absent[name] = f"cannot be prepared: {first_line(error)}"
     return rivals, absent
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line: a compiler's error brings pages."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def released() -> None:
@@ -59,6 +79,12 @@ def _installed(module: str) -> bool:
 
 def _triton_kernels(weight: Quantized, dtype: torch.dtype) -> Multiply:
     """Its layouts for this GPU; `matmul`, or `matmul_ogs` as it was called before."""
+    function, w, config = _triton_weight(weight)
+    return lambda x: function(x, w, None, precision_config=config)
+
+
+def _triton_weight(weight: Quantized) -> tuple[Callable[..., torch.Tensor], object, object]:
+    """Its product, and a weight (.., N, K) as that wants it."""
     tensor = import_module("triton_kernels.tensor")
     layout = import_module("triton_kernels.tensor_details.layout")
     name = "matmul" if find_spec("triton_kernels.matmul") else "matmul_ogs"
@@ -75,13 +101,58 @@ def _triton_kernels(weight: Quantized, dtype: torch.dtype) -> Multiply:
     known = {field.name for field in fields(product.PrecisionConfig)}
     config = product.PrecisionConfig(**{"b_mx_scale" if "b_mx_scale" in known else "weight_scale": s})
     function: Callable[..., torch.Tensor] = getattr(product, name)
-    return lambda x: function(x, w, None, precision_config=config)
+    return function, w, config
+
+
+def moe_rival(xs: Sequence[torch.Tensor], layer: MoeLayer, k: int) -> tuple[dict[str, Rival], dict[str, str]]:
+    """Triton_kernels' MoE of gpt-oss's kind on xs, or why there is none."""
+    name = "triton_kernels"
+    if not (_installed(name) and _installed(f"{name}.matmul")):
+        return {}, {name: "triton_kernels with ragged products is not installed"}
+    try:
+        forward = _triton_moe(layer, k)
+        forward(xs[0])
+    except Exception as error:  # whatever somebody else's code raises
+        return {}, {name: f"cannot be prepared: {first_line(error)}"}
+    return {name: Rival(lambda i: forward(xs[i % len(xs)]), len(xs))}, {}
+
+
+def _triton_moe(layer: MoeLayer, k: int) -> Multiply:
+    """Router, rows gathered by expert, SwiGLU in the first product, rows scattered by the second, their sum."""
+    product, tensor = import_module("triton_kernels.matmul"), import_module("triton_kernels.tensor")
+    topk, swiglu = import_module("triton_kernels.topk").topk, import_module("triton_kernels.swiglu").swiglu_fn
+    (matmul, up, up_config), (_, down, down_config) = _triton_weight(layer.up), _triton_weight(layer.down)
+    kind = product.FnSpecs("swiglu", swiglu, ("alpha", "limit"), reduction_n=2)
+    activation = product.FusedActivation(kind, (1.702, 7.0))
+    router = layer.router.T.contiguous()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        logits = torch.addmm(layer.router_bias.to(x.dtype), x, router)
+        chosen = topk(logits, k, apply_softmax=True)
+        order = chosen.mask_metadata.col_sorted_indx
+        groups = tensor.make_ragged_tensor_metadata(chosen.mask_metadata.col_sum, order.shape[0])
+        h = matmul(
+            x, up, layer.up_bias, a_ragged_metadata=groups, gather_indx=order // k, precision_config=up_config,
+            fused_activation=activation,
+        )  # fmt: skip
+        y = matmul(
+            h, down, layer.down_bias, a_ragged_metadata=groups, scatter_indx=order, precision_config=down_config,
+            gammas=chosen.vals.flatten()[order],
+        )  # fmt: skip
+        return y.view(len(x), k, -1).sum(1)
+
+    return forward
 
 
 def _gemlite(weight: Quantized, dtype: torch.dtype) -> Multiply:
     helper = import_module("gemlite.helper")
     made = helper.A16W4_MXFP(device=str(weight.codes.device), dtype=dtype)
-    layer: Multiply = made.from_packed_weights(weight.codes, weight.scales.view(torch.float8_e8m0fnu))
+    scales = weight.scales.view(torch.float8_e8m0fnu)
+    layer: Multiply = (
+        made.from_packed_weights(weight.codes, scales)
+        if hasattr(made, "from_packed_weights")
+        else made.from_weights(mxfp4.unpack(weight.codes), scales)  # up to 0.5.1
+    )
     return layer
 
 

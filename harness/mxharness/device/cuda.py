@@ -199,8 +199,11 @@ class CudaDevice:
     def _found(self, source: str, kernel: str) -> tuple[Any, int]:
         """The function and the bytes of shared memory a launch must bring: what its file's <kernel>_shared says."""
         if (source, kernel) not in self._functions:
-            function = self._load(source, kernel)
-            self._functions[source, kernel] = function, self._brought(source, kernel, function)
+            try:
+                function = self._load(source, kernel)
+                self._functions[source, kernel] = function, self._brought(source, kernel, function)
+            except self._driver.Error as error:  # also a broken kernel's, launched before
+                raise self.failed(error) from error
         return self._functions[source, kernel]
 
     def _brought(self, source: str, kernel: str, function: Any) -> int:  # noqa: ANN401  pycuda has no type stubs

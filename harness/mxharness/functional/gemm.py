@@ -224,7 +224,7 @@ def multiply(
     N, K = y.shape[-1], x.shape[-1]
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
     problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)
-    plan = choose(problem, device.device_class)
+    plan = choose(problem, device.device_class, fast=device.arithmetic == "float32")
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
         y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),

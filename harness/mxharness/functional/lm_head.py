@@ -40,13 +40,15 @@ MOST_TOKENS = 1 << 22
 _WARP_TOKENS = 1024
 """Up to so many tokens a row is one warp's work."""
 _THREADS = 512
-"""Of a block that has a longer row to itself."""
-_SLICE_THREADS = 256
-"""Of one that has a slice of it."""
-_SLICE = 2048
-"""Tokens that a block sorts, or of which it keeps some."""
-_FEW = 256
-"""Up to so many tokens are chosen by many blocks; at least half of a slice falls away then."""
+"""The most of a block that has a longer row to itself."""
+_CANDIDATES = 1024
+"""Tokens, or groups of tokens, that one block chooses from."""
+_FEW = 512
+"""Up to so many tokens are chosen from groups: two parts of each at least are candidates then."""
+_TILE = 32
+"""Groups of a tile."""
+_SHARE = 16
+"""Tokens of a group that one thread reads."""
 _SOURCE = "lm_head.cu"
 
 
@@ -166,16 +168,10 @@ def greedy_stages(x: torch.Tensor, weight: Quantized, *, device: Device | None =
     stages = logit_stages(x, weight, device=device)
     z = stages["logits"]
     stages["ids"] = device.empty((len(z),), torch.int64)
-    M, V = z.shape
-    slices = -(-V // _SLICE)
-    if slices == 1:
-        device.launch(_SOURCE, "lm_head_greedy", (M, 1), _block(z), None, stages["ids"], z, None, V, V)
-        return stages
-    first = device.empty((M, slices), torch.int64)
-    device.launch(_SOURCE, "lm_head_greedy", (M, slices), (_SLICE_THREADS,), first, None, z, None, V, _SLICE)
-    device.launch(
-        _SOURCE, "lm_head_greedy", (M, 1), (_SLICE_THREADS,), None, stages["ids"], None, first, slices, slices
-    )
+    V = z.shape[1]
+    firsts, _, count = _candidates(device, z)
+    block = (-(-count // 32) * 32,)
+    device.launch(_SOURCE, "lm_head_greedy", (len(z),), block, stages["ids"], z, firsts, V, count)
     return stages
 
 
@@ -239,28 +235,32 @@ def _check(device: Device, x: torch.Tensor, weight: Quantized, top_k: int, top_p
 
 def _filtered(device: Device, name: str, z: torch.Tensor, limit: int | np.int64) -> dict[str, torch.Tensor]:
     y, last = device.empty(tuple(z.shape), torch.float32), device.empty((len(z),), torch.int64)
-    (M, V), k = z.shape, int(limit)
-    if name == "top_k" and (k <= _FEW or V <= _SLICE):
-        block = (32 if V <= _WARP_TOKENS else _SLICE_THREADS,)
-        device.launch(_SOURCE, "lm_head_keep", (M, -(-V // _SLICE)), block, y, last, z, _first(device, z, k), V, k)
+    V, k = z.shape[1], int(limit)
+    if name == "top_k" and (k <= _FEW or V <= _CANDIDATES):
+        firsts, size, count = _candidates(device, z, y)
+        most = max(count, 2 * k if size > 1 else 0)
+        block = (max(32, 1 << (most - 1).bit_length()),)
+        device.launch(_SOURCE, "lm_head_first", (len(z),), block, y, last, z, firsts, V, size, count, k)
         return {f"{name}_last": last, name: y}
     kernel = f"lm_head_{name.replace('_', '')}"
     device.launch(_SOURCE, kernel, (len(z),), _block(z), y, last, z, z.shape[1], limit)
     return {f"{name}_last": last, name: y}
 
 
-def _first(device: Device, z: torch.Tensor, k: int) -> torch.Tensor:
-    """The ranks (M, k) of the first k tokens of every row, in order: of slices, then of what is left of slices."""
-    (M, n), first = z.shape, None
-    while True:
-        each = min(_SLICE, 1 << (n - 1).bit_length())
-        slices = -(-n // each)
-        left = device.empty((M, slices * k), torch.int64)
-        block = (min(_SLICE_THREADS, max(32, each // 8)),)
-        device.launch(_SOURCE, "lm_head_first", (M, slices), block, left, z, first, n, each, k)
-        if slices == 1:
-            return left
-        n, first = slices * k, left
+def _candidates(device: Device, z: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torch.Tensor | None, int, int]:
+    """What one block can choose from: ranks (M, count) of the first tokens of groups, the groups' size, and count.
+
+    No more than _CANDIDATES groups; y becomes -Inf. A row of so few tokens is left as it is, in groups of 1.
+    """
+    M, V = z.shape
+    if V <= _CANDIDATES:
+        return None, 1, V
+    size = max(4, 1 << (-(-V // _CANDIDATES) - 1).bit_length())
+    tiles = -(-V // (_TILE * size))
+    firsts = device.empty((M, tiles * _TILE), torch.int64)
+    block = (32 * min(max(size // _SHARE, 1), _THREADS // 32),)
+    device.launch(_SOURCE, "lm_head_groups", (M, tiles), block, firsts, y, z, V, size)
+    return firsts, size, tiles * _TILE
 
 
 def _block(z: torch.Tensor) -> tuple[int]:

@@ -14,8 +14,9 @@ _SCALE_RULES = {"floor": 0, "even": 1, "rceil": 2, "ceil": 3}
 _TIE_RULES = {"even": 0, "zero": 1, "away": 2}
 _THREADS = 256
 """Of a block, which quantises as many blocks."""
-_TILE = 8192
-"""Elements that a block dequantises."""
+_TILE = 2048
+"""Elements that a block dequantises, with the threads that follow."""
+_TILE_THREADS = {"cuda": 256, "cpu": 64}
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -68,5 +69,6 @@ def dequantize(
     y = device.empty((R, K), dtype)
     codes, scales = weight
     grid = (-(-R * -(-K // BLOCK) * BLOCK // _TILE),)
-    device.launch("dequant.cu", f"dequant_{_SUFFIX[dtype]}", grid, (_THREADS,), y, codes, scales, np.int64(R), K)
+    threads = _TILE_THREADS[device.torch_device.type]
+    device.launch("dequant.cu", f"dequant_{_SUFFIX[dtype]}", grid, (threads,), y, codes, scales, np.int64(R), K)
     return y

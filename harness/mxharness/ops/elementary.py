@@ -80,10 +80,11 @@ def within(value: torch.Tensor, ulps: float) -> Expected:
     """A float32 output at most `ulps` units in the last place from `value`.
 
     The judge allows u |value| (half a unit or more) and the smallest subnormal by itself; the magnitude is the rest.
+    The unit is that of the float32 nearest to `value`, so that float64's last bit does not decide it.
     """
-    exponent = value.abs().clamp(2.0**-126, 2.0**127).frexp().exponent - 24
-    unit = torch.exp2(exponent.double())
-    allowed = torch.where(value.abs() < 2.0**-126, ulps + SUBNORMAL_ULP, ulps)
+    nearest = value.float().double().abs()
+    unit = torch.exp2((nearest.clamp(2.0**-126, 2.0**127).frexp().exponent - 24).double())
+    allowed = torch.where(nearest < 2.0**-126, ulps + SUBNORMAL_ULP, ulps)
     rest = allowed * unit - 2.0**-24 * value.abs() - 2.0**-149
     return Expected(value, rest.nan_to_num(0.0, neginf=0.0).clamp_min(0.0) * 2.0**24, 1, torch.float32)
 

@@ -40,6 +40,12 @@ GEMM = (
         for dtype in ("bf16", "fp16")
     ),
     *(Case("gemm", (2048, 18, 64), regime="wide", dtype=dtype, options=("fp32",)) for dtype in ("bf16", "fp16")),
+    *(
+        Case("gemm", shape, regime="normal", dtype=dtype)
+        # past the 512 k whose scales come at once; a later round of warps that share K; features for whole warps
+        for shape in ((33, 70, 1120), (2, 16, 8224), (9, 32768, 32))
+        for dtype in ("bf16", "fp16")
+    ),
 )
 GEMM_BIAS = tuple(
     Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)

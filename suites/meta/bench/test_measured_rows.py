@@ -51,7 +51,7 @@ def test_a_rival_that_fails_is_named_and_one_that_is_wrong_shows_its_error(meter
     right = entry("gemm").work(meter)
 
     def broken(i):
-        raise RuntimeError("needs another GPU")
+        raise RuntimeError("needs another GPU\nat 290:16")
 
     rivals = {"broken": Rival(broken, 2), "half": Rival(lambda i: right.call(i) / 2, 2)}
     made = Entry("gemm", "N K", TINY["gemm"], 5, "bf16", lambda *_: dataclasses.replace(right, rivals=rivals))

@@ -50,7 +50,9 @@ FAULTS = (
         seen_in="samplers that compare with the k-th logit as if it were outside",
         symptom="k - 1 tokens are left; k = 2 is greedy",
         change=KernelChange(
-            "lm_head.cu", "const std::uint64_t edge = mine[k - 1];", "const std::uint64_t edge = mine[max(k - 2, 0)];"
+            "lm_head.cu",
+            "    const std::uint64_t top = over_block",
+            "    k = max(k - 1, 1);\n    const std::uint64_t top = over_block",
         ),
         op="lm_head_forward_topk",
         detector="bound",
@@ -59,7 +61,7 @@ FAULTS = (
         name="top-k-keeps-all-ties",
         seen_in="huggingface/transformers, TopKLogitsWarper",
         symptom="more than k tokens are left where several have the k-th logit",
-        change=KernelChange("lm_head.cu", "rank_of(logit, id) >= edge", "rank_of(logit, id) >> 32 >= edge >> 32"),
+        change=KernelChange("lm_head.cu", "if (mine >= edge) to", "if (mine >> 32 >= edge >> 32) to"),
         op="lm_head_forward_topk",
         detector="bound",
     ),

@@ -107,8 +107,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="right where memory goes on behind a tensor: a byte past the scales is read and never used",
         change=KernelChange(
             "dequant.cu",
-            "        scale[i] = scales[at / OF_BLOCK];",
-            "        scale[i] = scales[at / OF_BLOCK];\n"
+            "        const std::uint8_t scale = scales[at / OF_BLOCK];",
+            "        const std::uint8_t scale = scales[at / OF_BLOCK];\n"
             "        static_cast<void>(*static_cast<const volatile std::uint8_t*>(scales + at / OF_BLOCK + 1));",
         ),
         op="dequant",
@@ -147,8 +147,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="right while columns do not mix: the tensor core is fed shared memory that nobody has written",
         change=KernelChange(
             "gemm_stage.cuh",
-            "copy_async<16>(to + (i + j) * apart * 128, from + row[j], (i + j) * apart < rows);",
-            "if ((i + j) * apart < rows) copy_async<16>(to + (i + j) * apart * 128, from + row[j], true);",
+            "copy(i, m + i * apart < live);",
+            "if (m + i * apart < live) copy(i, true);",
         ),
         op="gemm",
         detector="uninitialised",

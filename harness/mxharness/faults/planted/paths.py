@@ -76,8 +76,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="the codes that lanes 1 and 2 of four decode are exchanged",
         change=KernelChange(
             "gemm_stage.cuh",
-            "(row + 16 * piece_of(g, block) + 4 * t);",
-            "(row + 16 * piece_of(g, block) + 4 * (t == 0 || t == 3 ? t : 3 - t));",
+            "return 16 * piece_of(g, 0) + 4 * t;",
+            "return 16 * piece_of(g, 0) + 4 * (t == 0 || t == 3 ? t : 3 - t);",
         ),
         op="gemm",
         detector="bound",

@@ -33,16 +33,14 @@ inline void gather_tokens(Side<8 * GROUP_TILES>& to, const char* tile, int step,
 
 // The same of tiles of 64 columns by 64 k that follow one another.
 inline void gather_across(Side<8 * GROUP_TILES>& to, const char* tiles, int step, int j) {
-    using Words = Pack<std::uint32_t, 4>;
     for (int i = 0; i < GROUP_TILES; ++i)
         for (int pair = 0; pair < 8; ++pair) {
             const char* tile = tiles + (j + i) / 8 * (SWIZZLE_K * 128);
             const int k = MMA_K * step + 2 * pair;
-            const auto one = load<Words>(tile + swizzled(k, (j + i) % 8)), two = load<Words>(tile + swizzled(k + 1, (j + i) % 8));
-            const Words even = (one & 0xffffu) | two << 16, odd = one >> 16 | (two & 0xffff0000u);
-            for (int half = 0; half < 2; ++half)
-                for (int l = 0; l < 4; ++l)
-                    to.pairs[pair][4 * (half * GROUP_TILES + i) + l] = (l % 2 ? odd : even)[2 * half + l / 2];
+            std::uint16_t rows[2][8];
+            for (int odd = 0; odd < 2; ++odd) std::memcpy(rows[odd], tile + swizzled(k + odd, (j + i) % 8), sizeof rows[odd]);
+            for (int column = 0; column < 8; ++column)
+                to.pairs[pair][4 * (column / 4 * GROUP_TILES + i) + column % 4] = rows[0][column] | std::uint32_t{rows[1][column]} << 16;
         }
 }
 

@@ -14,12 +14,13 @@ from mxharness.functional.attention_schedule import Schedule, schedule
 from mxharness.judge import digest
 from mxharness.ops import find
 
+FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
 FORCED = {
-    "wide, and many where it is not for": {"WIDE_ROWS": 0, "FEW_TILE": 0, "LONG": 10**9},
-    "many": {"FEW_TILE": 0, "LONG": 10**9},
-    "few, a block for all keys of a tile": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 0},
-    "few, two chunks a block": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10},
-    "few, a block for every chunk": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10**6},
+    "wide, and many where it is not for": {"WIDE_TOKENS": 0, "FEW_TILE": 0, "LONG": 10**9},
+    "many": {"WIDE_TOKENS": 10**9, "FEW_TILE": 0, "LONG": 10**9},
+    "few, a block for all keys of a tile": {**FEW, "SPLIT_BLOCKS": 0},
+    "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
+    "few, a block for every chunk": {**FEW, "SPLIT_BLOCKS": 10**6},
 }
 CASES = [case for case in find("attention").cases if case.shape[0] < 100]
 
@@ -64,7 +65,7 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
         ((1, 17, 8, 8), 257, None, Schedule("few", 2, 5, 5)),
         ((1, 64, 8, 8), 1025, None, Schedule("few", 4, 8, 17)),
         ((1, 65, 8, 8), 8192, None, Schedule("many", 2)),
-        ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),
+        ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),  # heads of 32
     ],
 )
 def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expected):
@@ -77,16 +78,16 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
 @pytest.mark.parametrize(
     ("T", "D", "dtype", "device_class", "expected"),
     [
-        (512, 128, "bf16", "sm_90", Schedule("wide", 8)),
-        (513, 64, "fp16", "host", Schedule("wide", 9)),
-        (511, 128, "bf16", "sm_90", Schedule("many", 16)),  # too few rows
-        (512, 96, "bf16", "sm_90", Schedule("many", 16)),
-        (512, 128, "mxfp4", "sm_90", Schedule("many", 16)),
-        (512, 128, "bf16", "sm_80", Schedule("many", 16)),
+        (256, 128, "bf16", "sm_90", Schedule("wide", 4)),
+        (257, 64, "fp16", "host", Schedule("wide", 5)),
+        (255, 128, "bf16", "sm_90", Schedule("many", 8)),  # too few queries
+        (256, 96, "bf16", "sm_90", Schedule("many", 8)),
+        (256, 128, "mxfp4", "sm_90", Schedule("many", 8)),
+        (256, 128, "bf16", "sm_80", Schedule("many", 8)),
     ],
 )
 def test_hopper_takes_wide_kernels_for_many_rows_over_caches_of_16_bits(T, D, dtype, device_class, expected):
-    cache = functional.kv_cache(1, 2, 600, D, dtype, device=host.open_device())
+    cache = functional.kv_cache(1, 2, 300, D, dtype, device=host.open_device())
     assert schedule(torch.empty(1, T, 4, D, dtype=cache.dtype), cache, None, device_class) == expected
 
 

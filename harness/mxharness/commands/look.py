@@ -102,4 +102,6 @@ def _print_dispatch() -> None:
         return
     for what, operand, tables in (("a GEMM", "weights", "dispatch"), ("attention", "cache, head", "attention")):
         for title, rows in found[tables].items():
-            common.print_table(f"Kernels of {what}, {title}", (operand, "rows", "kernels, all with the same bits"), rows)
+            common.print_table(
+                f"Kernels of {what}, {title}", (operand, "rows", "kernels, all with the same bits"), rows
+            )

@@ -25,8 +25,8 @@ FEW_TILE, MANY_TILE, WIDE_TILE = 16, 64, 128
 THREADS, WIDE_THREADS = 128, 256
 WIDE_HEADS = (64, 128)
 """Sizes of a head that the wide kernels are written for."""
-WIDE_ROWS = 1024
-"""Rows of a KV head from which on they are faster."""
+WIDE_TOKENS = 256
+"""Queries of a sequence from which on they are faster."""
 LONG = 256
 """Positions from which on up to a tile of many is better split: the keys are then what takes time."""
 SPLIT_BLOCKS = 264
@@ -52,7 +52,7 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
     B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
     wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_HEADS
-    if wide and rows >= WIDE_ROWS:
+    if wide and T >= WIDE_TOKENS:
         return Schedule("wide", -(-rows // WIDE_TILE))
     if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
         return Schedule("many", -(-rows // MANY_TILE))
@@ -65,20 +65,15 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
 
 
 def table(device_class: str) -> list[tuple[str, str, str]]:
-    """For people: caches with sizes of a head, rows of a KV head and the kernels that may run, on a device of this class.
+    """For people: caches, rows of a KV head or queries of a sequence, and kernels, on a device of this class.
 
-    Of few rows; between a tile of few and one of many it hangs on the cache's length, too.
+    Between a tile of few and one of many it hangs on the cache's length, too.
     """
-    few, many = ("all", f"1 to {MANY_TILE}", "attention_few"), (f"{FEW_TILE + 1} and more", "attention_many")
+    few, many = ("all", f"1 to {MANY_TILE} rows", "attention_few"), (f"{FEW_TILE + 1} rows and more", "attention_many")
     if device_class not in WGMMA:
         return [few, ("all", *many)]
-    heads = "heads of " + " and ".join(map(str, WIDE_HEADS))
-    return [
-        few,
-        (f"16 bit, {heads}", f"{FEW_TILE + 1} to {WIDE_ROWS - 1}", many[1]),
-        (f"16 bit, {heads}", f"{WIDE_ROWS} and more", "attention_wide"),
-        ("MXFP4, other heads", *many),
-    ]
+    which = "16 bit, heads of " + " and ".join(map(str, WIDE_HEADS))
+    return [few, ("all", *many), (which, f"{WIDE_TOKENS} queries and more", "attention_wide")]
 
 
 def launch(

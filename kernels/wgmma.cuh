@@ -177,6 +177,7 @@ template <int count> __device__ inline void keep_registers() {}
 // Tokens' tile as the instruction is told of it, the lower word: its start in units of 16. The upper one: the 1,024 bytes
 // between groups of 8 rows, and the 128-byte swizzle.
 using Columns = std::uint32_t;
+__device__ inline std::uint64_t described(Columns lower) { return (64ull | 1ull << 30) << 32 | lower; }
 __device__ inline Columns columns_of(const void* tile) {
     return (static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) >> 4) + (1u << 16);
 }
@@ -184,23 +185,22 @@ __device__ inline Columns columns_of(const void* tile) {
 // d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
 template <class T, int NT>
 __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
-    wgmma(d, a, (64ull | 1ull << 30) << 32 | (tile + 2 * step), first ? 0 : 1, T());
+    wgmma(d, a, described(tile + 2 * step), first ? 0 : 1, T());
 }
 // The same with the 64 rows in a tile too, `step` the same in both.
 template <class T, int NT>
 __device__ inline void group_step_shared(float (&d)[NT][4], Columns rows, Columns tile, int step, bool first, int) {
-    wgmma_shared(d, rows + 2 * step, tile + 2 * step, first ? 0 : 1, T());
+    wgmma_shared(d, described(rows + 2 * step), described(tile + 2 * step), first ? 0 : 1, T());
 }
 
 // Tiles whose rows are the k, of 64 columns each, `apart` bytes from one to the next; 1,024 between groups of 8 k.
 __device__ inline Columns columns_across(const void* tile, int apart) {
-    const std::uint64_t address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
-    return (address & 0x3ffff) >> 4 | static_cast<std::uint64_t>(apart >> 4) << 16 | 64ull << 32 | 1ull << 62;
+    return (static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) >> 4) + (static_cast<std::uint32_t>(apart >> 4) << 16);
 }
 // d = a columns or d += a columns over the k of rows 16 step .. 16 step + 15.
 template <class T, int NT>
 __device__ inline void group_step_across(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tiles, int step, bool first) {
-    wgmma_across(d, a, tiles + 128 * step, first ? 0 : 1, T());
+    wgmma_across(d, a, described(tiles + 128 * step), first ? 0 : 1, T());
 }
 
 #else

@@ -15,9 +15,8 @@ constexpr int P_PITCH = CHUNK / 2 + 4;  // 4-byte words
 __host__ __device__ constexpr int pitch(int D) { return D / 2 + 4; }  // of rows of D elements: eight rows, 32 banks
 
 #ifndef __CUDACC__
-constexpr std::size_t HOST_ARENA = 80 * 1024;
-inline unsigned char* host_arena() {
-    __shared__ __align__(16) unsigned char arena[HOST_ARENA];
+template <std::size_t size> inline unsigned char* host_arena() {
+    __shared__ __align__(1024) unsigned char arena[size];
     return arena;
 }
 #endif
@@ -27,13 +26,13 @@ template <int DMAX, int STAGES = 2> struct Chunks {
     alignas(16) std::uint32_t keys[STAGES][CHUNK][pitch(DMAX)], values[STAGES][CHUNK][pitch(DMAX)];
 };
 
-// Shared memory that the launch brings; on the CPU one block of it for all kernels of a file.
-template <class Shared> __device__ inline Shared& brought() {
+// Shared memory that the launch brings; on the CPU one block of it, of `size` bytes, for all kernels of a file.
+template <class Shared, std::size_t size = 80 * 1024> __device__ inline Shared& brought() {
+    static_assert(sizeof(Shared) <= size);
 #ifdef __CUDACC__
-    extern __shared__ __align__(16) unsigned char arena[];
+    extern __shared__ __align__(1024) unsigned char arena[];
 #else
-    unsigned char* arena = host_arena();
-    static_assert(sizeof(Shared) <= HOST_ARENA);
+    unsigned char* arena = host_arena<size>();
 #endif
     return *reinterpret_cast<Shared*>(arena);
 }

@@ -9,12 +9,8 @@
 
 #include <cstdint>
 
-// e^x. 0 below -103.98, Inf above 88.72. Error 0.67 ulp; 0.77 below 2^-126, where results are
-// subnormal and rounded once more.
-__device__ inline float exp32(float x) {
-    if (x != x) return x;
-    if (x > 88.8f) return __uint_as_float(0x7f800000u);
-    if (x < -104.0f) return 0.0f;
+// e^x for x from -104 to 88.8 or NaN. Error 0.67 ulp; 0.77 below 2^-126, where results are subnormal and rounded once more.
+__device__ inline float exp32_within(float x) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const float n = __fsub_rn(__fmaf_rn(x, 1.44269504f, magic), magic);
     const float wide = __fmaf_rn(n, -6.93145752e-1f, x);  // ln 2 in two parts, the first so short that this is exact
@@ -34,6 +30,14 @@ __device__ inline float exp32(float x) {
     const float a = __uint_as_float(static_cast<std::uint32_t>(127 + first) << 23);
     const float b = __uint_as_float(static_cast<std::uint32_t>(127 + whole - first) << 23);
     return __fmul_rn(__fmul_rn(p, a), b);
+}
+
+// e^x. 0 below -103.98, Inf above 88.72.
+__device__ inline float exp32(float x) {
+    if (x != x) return x;
+    if (x > 88.8f) return __uint_as_float(0x7f800000u);
+    if (x < -104.0f) return 0.0f;
+    return exp32_within(x);
 }
 
 // numerator / (large + small) for finite large >= small >= 0, with what the sum and the quotient lose put back.

@@ -33,29 +33,26 @@ template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
 // Two of exp32(x), x from -1e38 to 0 or NaN, rounded to T. Not 0: what is there may be wrong in the last place.
 template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, float first, float second) {
 #ifdef __CUDACC__
-    // 2^z by the approximate unit, and two bounds between which exp32 lies: z is off by |x| 7.3e-8 in terms of x, the
-    // unit by 2^-22 of its result, exp32 by 8e-8 of its own, a factor and a product by 6e-8 each. Where both bounds
-    // round to the same number of 16 bits so does exp32. The unit gives 0 for what is subnormal in float32: SMALLEST
-    // then parts the bounds.
-    constexpr bool half = std::is_same<T, __half>::value;
-    constexpr float SMALLEST = half ? 0.0f : 9.183549616e-41f;  // 2^-133, bfloat16's smallest; half's is 2^-24
+    // 2^z by the approximate unit, and two bounds between which exp32 lies: the unit is off by 2^-22 of its result, exp32 by
+    // 8e-8 of its own, a product or sum by 6e-8. Where both bounds round to the same number of 16 bits so does exp32. The
+    // unit gives 0 for what is subnormal in float32: SMALLEST then parts the bounds, as Inf times 0 does for x = -Inf.
+    constexpr float SMALLEST = 9.183549616e-41f;  // 2^-133, bfloat16's smallest; half's is 2^-24
     float low[2], high[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const float x = i == 0 ? first : second, z = __fmul_rn(x, 1.44269504f);
+        const float x = i == 0 ? first : second;
         float e;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z));
-        float below, above;
-        if constexpr (half) {  // its numbers lie so close that what z lost counts
-            const float rest = __fmaf_rn(x, 1.92596303e-8f, __fmaf_rn(x, 1.44269504f, -z));
-            below = __fmaf_rn(rest, 0.693147182f, 0.99999946f);
-            above = __fmaf_rn(rest, 0.693147182f, 1.0000005f);
+        if constexpr (std::is_same<T, __half>::value) {  // its numbers lie so close that what z loses counts
+            const float z = __fmul_rn(x, 1.44269504f), rest = __fmaf_rn(x, 1.92596303e-8f, __fmaf_rn(x, 1.44269504f, -z));
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z));
+            low[i] = __fmul_rn(e, __fmaf_rn(rest, 0.693147182f, 0.99999946f));
+            high[i] = __fmaf_rn(e, __fmaf_rn(rest, 0.693147182f, 1.0000005f), 0.0f);  // no -0
         } else {
-            below = __fmaf_rn(x, 7.5e-8f, 0.99999946f);
-            above = __fmaf_rn(x, -7.5e-8f, 1.0000005f);
+            // e^(1.00000007 x - 2e-7), below exp32 whatever was lost.
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmaf_rn(x, 1.442695141f, -2.9e-7f)));
+            low[i] = e;
+            high[i] = __fmaf_rn(e, __fmaf_rn(x, -1.3e-7f, 1.00000048f), SMALLEST);
         }
-        low[i] = __fmul_rn(e, below);
-        high[i] = __fmaf_rn(e, above, SMALLEST);
     }
     to = pack<T>(high[0], high[1]);
     return to ^ pack<T>(low[0], low[1]);
@@ -74,7 +71,16 @@ template <class T, int N> __device__ inline void exp_pairs(std::uint32_t (&to)[N
         any |= unsure[i];
     }
     if (any == 0) return;
+    const auto exact = [](float x) { return exp32_within(x < -104.0f ? -104.0f : x); };  // which is 0, too
+    constexpr int FOUR = 4;
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-        if (unsure[i] != 0) to[i] = pack<T>(exp32(x[2 * i]), exp32(x[2 * i + 1]));
+    for (int i = 0; i < N; i += FOUR) {
+        std::uint32_t some = 0;
+#pragma unroll
+        for (int j = i; j < N && j < i + FOUR; ++j) some |= unsure[j];
+        if (some == 0) continue;
+#pragma unroll
+        for (int j = i; j < N && j < i + FOUR; ++j)
+            if (unsure[j] != 0) to[j] = pack<T>(exact(x[2 * j]), exact(x[2 * j + 1]));
+    }
 }

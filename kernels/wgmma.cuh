@@ -10,6 +10,7 @@
 
 #include "mma.cuh"
 
+using Meeting = std::uint64_t;
 constexpr int GROUP_ROWS = 64, GROUP_THREADS = 128, SWIZZLE_K = 64;
 
 // Where in a tile the 16-byte piece (8 k) of a row lies, in bytes.
@@ -33,19 +34,27 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
                  "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3)                                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
-#define WGMMA_64(type)                                                                                            \
+// across: 1 where the columns' 16 k lie in 16 rows of a tile, a column in each (columns_across).
+#define WGMMA_64(type, across)                                                                                            \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
-                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"                                                     \
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, " across "; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
-#define WGMMA_128(type)                                                                                           \
+#define WGMMA_128(type, across)                                                                                           \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %69, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " D64                             \
-                 "{%64, %65, %66, %67}, %68, add, 1, 1, 0; }"                                                     \
+                 "{%64, %65, %66, %67}, %68, add, 1, 1, " across "; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),      \
                    FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
+// Both operands from shared memory.
+#define WGMMA_SHARED_64(type)                                                                                     \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
+                 "%32, %33, add, 1, 1, 0, 0; }"                                                                   \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+                 : "l"(rows), "l"(tokens), "r"(add))
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -56,16 +65,34 @@ __device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std:
     WGMMA_32("f16");
 }
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
-    WGMMA_64("bf16");
+    WGMMA_64("bf16", "0");
 }
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
-    WGMMA_64("f16");
+    WGMMA_64("f16", "0");
 }
 __device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
-    WGMMA_128("bf16");
+    WGMMA_128("bf16", "0");
 }
 __device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
-    WGMMA_128("f16");
+    WGMMA_128("f16", "0");
+}
+__device__ inline void wgmma_across(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_64("bf16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_64("f16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_128("bf16", "1");
+}
+__device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_128("f16", "1");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_SHARED_64("bf16");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __half) {
+    WGMMA_SHARED_64("f16");
 }
 __device__ inline void group_fence() { asm volatile("wgmma.fence.sync.aligned;"); }
 __device__ inline void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;"); }
@@ -77,8 +104,47 @@ template <int pending, int NT> __device__ inline void group_wait(float (&d)[NT][
         for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));  // no use of d moves to before the wait
     }
 }
+// After a group_wait with others pending: d, which it covered, is the thread's again.
+template <int NT> __device__ inline void belongs(float (&d)[NT][4]) {
+#pragma unroll
+    for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));
+}
+// The tensor core reads a when it comes to it, and the assembler takes a's registers for free from the step on. What keeps
+// other values out of them: a comes to be by an instruction, before the fence, and another one, after the group_wait that
+// covers the steps, seems to want it. never: 0, but not known to be.
+template <int N> __device__ inline void keep_from_here(std::uint32_t (&a)[N][4], const std::uint32_t (&from)[4 * N], std::uint32_t never) {
+#pragma unroll
+    for (int i = 0; i < 4 * N; ++i) asm volatile("or.b32 %0, %1, %2;" : "=r"(a[i / 4][i % 4]) : "r"(from[i]), "r"(never));
+}
+template <int N> __device__ inline void keep_until_here(const std::uint32_t (&a)[N][4], std::uint32_t never) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+        asm volatile("{ .reg .pred never; setp.ne.b32 never, %4, 0; @never st.shared.v4.u32 [%4], {%0, %1, %2, %3}; }" ::"r"(a[i][0]),
+                     "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(never));
+}
 // What this thread wrote to shared memory is seen by the tensor core after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A barrier of `warps` warps in two halves: a warp that has arrived goes on, and waits for the others only where it needs
+// what they did before they arrived. Times count from 0; a warp waits for one before it arrives for the next.
+__device__ inline void open_meeting(Meeting& meeting, int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(warps)
+                 : "memory");
+}
+__device__ inline void arrive(Meeting& meeting) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(
+                         static_cast<unsigned>(__cvta_generic_to_shared(&meeting)))
+                     : "memory");
+}
+__device__ inline void await(Meeting& meeting, int time) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(time & 1)
+        : "memory");
+}
 
 // How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
 template <int count> __device__ inline void keep_registers() {
@@ -90,9 +156,19 @@ template <int count> __device__ inline void keep_registers() {
 
 template <int NT, class T>
 __device__ inline void wgmma(float (&)[NT][4], const std::uint32_t (&)[4], std::uint64_t, int, T) { __trap(); }
+template <int NT, class T>
+__device__ inline void wgmma_across(float (&)[NT][4], const std::uint32_t (&)[4], std::uint64_t, int, T) { __trap(); }
+template <int NT, class T>
+__device__ inline void wgmma_shared(float (&)[NT][4], std::uint64_t, std::uint64_t, int, T) { __trap(); }
 __device__ inline void group_fence() {}
 __device__ inline void group_commit() {}
 template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
+template <int NT> __device__ inline void belongs(float (&)[NT][4]) {}
+template <int N> __device__ inline void keep_from_here(std::uint32_t (&)[N][4], const std::uint32_t (&)[4 * N], std::uint32_t) {}
+template <int N> __device__ inline void keep_until_here(const std::uint32_t (&)[N][4], std::uint32_t) {}
+__device__ inline void open_meeting(Meeting&, int) {}
+__device__ inline void arrive(Meeting&) {}
+__device__ inline void await(Meeting&, int) {}
 __device__ inline void publish_shared() {}
 template <int count> __device__ inline void keep_registers() {}
 
@@ -101,6 +177,7 @@ template <int count> __device__ inline void keep_registers() {}
 // Tokens' tile as the instruction is told of it, the lower word: its start in units of 16. The upper one: the 1,024 bytes
 // between groups of 8 rows, and the 128-byte swizzle.
 using Columns = std::uint32_t;
+__device__ inline std::uint64_t described(Columns lower) { return (64ull | 1ull << 30) << 32 | lower; }
 __device__ inline Columns columns_of(const void* tile) {
     return (static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) >> 4) + (1u << 16);
 }
@@ -108,7 +185,22 @@ __device__ inline Columns columns_of(const void* tile) {
 // d = a tokens (first) or d += a tokens over k = 16 step .. 16 step + 15 of a tile. live: columns that matter, for the CPU.
 template <class T, int NT>
 __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tile, int step, bool first, int) {
-    wgmma(d, a, (64ull | 1ull << 30) << 32 | (tile + 2 * step), first ? 0 : 1, T());
+    wgmma(d, a, described(tile + 2 * step), first ? 0 : 1, T());
+}
+// The same with the 64 rows in a tile too, `step` the same in both.
+template <class T, int NT>
+__device__ inline void group_step_shared(float (&d)[NT][4], Columns rows, Columns tile, int step, bool first, int) {
+    wgmma_shared(d, described(rows + 2 * step), described(tile + 2 * step), first ? 0 : 1, T());
+}
+
+// Tiles whose rows are the k, of 64 columns each, `apart` bytes from one to the next; 1,024 between groups of 8 k.
+__device__ inline Columns columns_across(const void* tile, int apart) {
+    return (static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) >> 4) + (static_cast<std::uint32_t>(apart >> 4) << 16);
+}
+// d = a columns or d += a columns over the k of rows 16 step .. 16 step + 15.
+template <class T, int NT>
+__device__ inline void group_step_across(float (&d)[NT][4], const std::uint32_t (&a)[4], Columns tiles, int step, bool first) {
+    wgmma_across(d, a, described(tiles + 128 * step), first ? 0 : 1, T());
 }
 
 #else
@@ -117,5 +209,6 @@ __device__ inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4]
 
 using Columns = const char*;
 inline Columns columns_of(const void* tile) { return static_cast<const char*>(tile); }
+inline Columns columns_across(const void* tile, int) { return static_cast<const char*>(tile); }
 
 #endif

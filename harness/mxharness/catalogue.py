@@ -16,11 +16,11 @@ from mxharness.device.source import compiled
 from mxharness.errors import UserError
 
 DISPATCH = {"Hopper and the host device": "sm_90", "other GPUs": "sm_80"}
-"""A device class for each kind whose GEMM kernels are told."""
+"""A device class for each kind whose kernels of a GEMM and of attention are told."""
 
 
 def catalogue() -> dict[str, Any]:
-    """Operators, input regimes, weight layouts, and the kernels of a GEMM by kind of device.
+    """Operators, input regimes, weight layouts, and the kernels of a GEMM and of attention by kind of device.
 
     ModuleNotFoundError where torch is missing.
     """
@@ -36,7 +36,7 @@ def catalogue() -> dict[str, Any]:
 
 def gathered() -> dict[str, Any]:
     """The same from the operators themselves."""
-    from mxharness.functional import dispatch
+    from mxharness.functional import attention_schedule, dispatch
     from mxharness.judge import gates
     from mxharness.mxfp4 import LAYOUTS
     from mxharness.ops import OPS
@@ -56,6 +56,7 @@ def gathered() -> dict[str, Any]:
         "regimes": sorted({case.regime for op in OPS for case in op.cases}),
         "layouts": list(LAYOUTS),
         "dispatch": {title: [list(row) for row in dispatch.table(name)] for title, name in DISPATCH.items()},
+        "attention": {title: [list(row) for row in attention_schedule.table(name)] for title, name in DISPATCH.items()},
     }
 
 

@@ -38,6 +38,9 @@ template <int BYTES> inline void copy_async(void* shared, const void* global, bo
     if (copies.full()) cpu::make(copies.pop());
     copies.push(asked);
 }
+template <int to, int from> inline void copy_async_at(void* shared, const void* global) {
+    copy_async<16>(static_cast<char*>(shared) + to, static_cast<const char*>(global) + from, true);
+}
 inline void commit_async() { ++cpu::self->copies.groups; }
 template <int pending> inline void wait_async() {
     cpu::Copies& copies = cpu::self->copies;

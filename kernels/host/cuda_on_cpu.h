@@ -58,9 +58,9 @@ struct GroupStep {  // of a warpgroup's tensor core, one lane's part (warpgroup.
     void (*run)(const Steps* const* lanes, unsigned at, unsigned count);
     float* d;
     const std::uint32_t* a;
-    const void* tile;
+    const void *rows, *tile;  // rows: in place of a, or null
     int step, live, columns;
-    bool first;
+    bool first, across;  // across: rows of the tile are the k
     unsigned group;
 };
 struct Steps : Pending<GroupStep, 16> {

@@ -31,13 +31,35 @@ inline void gather_tokens(Side<8 * GROUP_TILES>& to, const char* tile, int step,
             }
 }
 
+// The same of tiles of 64 columns by 64 k that follow one another.
+inline void gather_across(Side<8 * GROUP_TILES>& to, const char* tiles, int step, int j) {
+    for (int i = 0; i < GROUP_TILES; ++i)
+        for (int pair = 0; pair < 8; ++pair) {
+            const char* tile = tiles + (j + i) / 8 * (SWIZZLE_K * 128);
+            const int k = MMA_K * step + 2 * pair;
+            std::uint16_t rows[2][8];
+            for (int odd = 0; odd < 2; ++odd) std::memcpy(rows[odd], tile + swizzled(k + odd, (j + i) % 8), sizeof rows[odd]);
+            for (int column = 0; column < 8; ++column)
+                to.pairs[pair][4 * (column / 4 * GROUP_TILES + i) + column % 4] = rows[0][column] | std::uint32_t{rows[1][column]} << 16;
+        }
+}
+
+// The 64 rows of a tile, as `gather_rows` would have them.
+inline void gather_tile_rows(Side<GROUP_ROWS>& to, const char* tile, int step) {
+    for (int row = 0; row < GROUP_ROWS; ++row)
+        for (int pair = 0; pair < 8; ++pair)
+            std::memcpy(&to.pairs[pair][row], tile + swizzled(row, 2 * step + pair / 4) + pair % 4 * 4, 4);
+}
+
 // `count` steps of 128 lanes, from their at-th on, that add to the same registers.
-template <class T, int NT> void group_steps(const Steps* const* lanes, unsigned at, unsigned count) {
+template <class T, int NT, bool across = false> void group_steps(const Steps* const* lanes, unsigned at, unsigned count) {
     static_assert(sizeof(GroupWork) <= SCRATCH && NT % GROUP_TILES == 0);
     auto& [weights, tokens, d] = *static_cast<GroupWork*>(scratch());
     const GroupStep& one = lanes[0]->at(at);
     for (unsigned i = 0; i < count; ++i) {
-        for (int warp = 0; warp < GROUP_ROWS / 16; ++warp)
+        const GroupStep& now = lanes[0]->at(at + i);
+        if (now.rows != nullptr) gather_tile_rows(weights[i], static_cast<const char*>(now.rows), now.step);
+        for (int warp = 0; now.rows == nullptr && warp < GROUP_ROWS / 16; ++warp)
             gather_rows(weights[i], 16 * warp, [&](int lane) { return lanes[32 * warp + lane]->at(at + i).a; });
         prepare<T>(weights[i]);
     }
@@ -53,7 +75,7 @@ template <class T, int NT> void group_steps(const Steps* const* lanes, unsigned 
         else move(std::false_type());
         for (unsigned i = 0; i < count && live; ++i) {
             const GroupStep& now = lanes[0]->at(at + i);
-            gather_tokens(tokens, static_cast<const char*>(now.tile), now.step, j);
+            (across ? gather_across : gather_tokens)(tokens, static_cast<const char*>(now.tile), now.step, j);
             prepare<T>(tokens);
             multiply<T>(d, weights[i], tokens);
         }
@@ -76,6 +98,16 @@ inline void run_steps(void* const* deposits) {
 // that are not wanted; but none past K, where this CPU has no step.
 inline void look_at([[maybe_unused]] const GroupStep& asked) {
 #ifdef __SANITIZE_THREAD__
+    if (asked.across) {
+        for (int i = threadIdx.x % 128; i < MMA_K * asked.columns / 2; i += 128) {
+            const int k = MMA_K * asked.step + i / (asked.columns / 2), column = i % (asked.columns / 2) * 2;
+            const char* tile = static_cast<const char*>(asked.tile) + column / 64 * (SWIZZLE_K * 128);
+            const std::uint32_t word =
+                *reinterpret_cast<const std::uint32_t*>(tile + swizzled(k, column % 64 / 8) + column % 8 * 2);
+            asm volatile("" ::"r"(word));
+        }
+        return;
+    }
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int row = g; asked.live > 0 && row < asked.columns; row += 8)
         for (int piece = 2 * asked.step; piece < 2 * asked.step + 2; ++piece) {
@@ -94,6 +126,15 @@ inline void make_steps(Steps& steps, unsigned due) {
     for (unsigned i = 0; i < due; ++i) steps.pop();
 }
 
+// One more step, in the group that the next commit ends.
+inline void ask(GroupStep step) {
+    Steps& steps = self->steps;
+    if (steps.full()) make_steps(steps, steps.size());
+    step.group = steps.groups;
+    steps.push(step);
+    look_at(steps.at(steps.size() - 1));
+}
+
 }  // namespace cpu
 
 inline void group_fence() {}
@@ -104,13 +145,27 @@ template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {
     while (due < steps.size() && steps.at(due).group + pending < steps.groups) ++due;
     if (due > 0) cpu::make_steps(steps, due);
 }
+template <int NT> inline void belongs(float (&)[NT][4]) {}
+template <int N> inline void keep_from_here(std::uint32_t (&a)[N][4], const std::uint32_t (&from)[4 * N], std::uint32_t) {
+    std::memcpy(a, from, sizeof a);
+}
+template <int N> inline void keep_until_here(const std::uint32_t (&)[N][4], std::uint32_t) {}
+// All threads of the block meet where they wait.
+inline void open_meeting(Meeting&, int) {}
+inline void arrive(Meeting&) {}
+inline void await(Meeting&, int) { __syncthreads(); }
 inline void publish_shared() {}
 template <int count> inline void keep_registers() {}
 
 template <class T, int NT>
 inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {
-    cpu::Steps& steps = cpu::self->steps;
-    if (steps.full()) cpu::make_steps(steps, steps.size());
-    steps.push({&cpu::group_steps<T, NT>, d[0], a, tile, step, live, 8 * NT, first, steps.groups});
-    cpu::look_at(steps.at(steps.size() - 1));
+    cpu::ask({&cpu::group_steps<T, NT>, d[0], a, nullptr, tile, step, live, 8 * NT, first, false, 0});
+}
+template <class T, int NT>
+inline void group_step_shared(float (&d)[NT][4], const void* rows, const void* tile, int step, bool first, int live) {
+    cpu::ask({&cpu::group_steps<T, NT>, d[0], nullptr, rows, tile, step, live, 8 * NT, first, false, 0});
+}
+template <class T, int NT>
+inline void group_step_across(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tiles, int step, bool first) {
+    cpu::ask({&cpu::group_steps<T, NT, true>, d[0], a, nullptr, tiles, step, 8 * NT, 8 * NT, first, true, 0});
 }

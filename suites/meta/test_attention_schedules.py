@@ -14,11 +14,13 @@ from mxharness.functional.attention_schedule import Schedule, schedule
 from mxharness.judge import digest
 from mxharness.ops import find
 
+FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
 FORCED = {
-    "many": {"FEW_TILE": 0, "LONG": 10**9},
-    "few, a block for all keys of a tile": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 0},
-    "few, two chunks a block": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10},
-    "few, a block for every chunk": {"MANY_TILE": 10**9, "LONG": 0, "SPLIT_BLOCKS": 10**6},
+    "wide, and many where it is not for": {"WIDE_TOKENS": 0, "FEW_TILE": 0, "LONG": 10**9},
+    "many": {"WIDE_TOKENS": 10**9, "FEW_TILE": 0, "LONG": 10**9},
+    "few, a block for all keys of a tile": {**FEW, "SPLIT_BLOCKS": 0},
+    "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
+    "few, a block for every chunk": {**FEW, "SPLIT_BLOCKS": 10**6},
 }
 CASES = [case for case in find("attention").cases if case.shape[0] < 100]
 
@@ -44,7 +46,7 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
         monkeypatch.setattr(attention_schedule, name, value)
     assert {case for case in CASES if bits(case) != expected[case]} == set()
     split = {splits for _, splits in taken if splits > 1}
-    assert {kernel for kernel, _ in taken} == {forced[:4].strip(", ")}
+    assert {kernel for kernel, _ in taken} == {kernel for kernel in ("few", "many", "wide") if kernel in forced}
     assert bool(split) == ("two" in forced or "every" in forced)
 
 
@@ -63,16 +65,33 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
         ((1, 17, 8, 8), 257, None, Schedule("few", 2, 5, 5)),
         ((1, 64, 8, 8), 1025, None, Schedule("few", 4, 8, 17)),
         ((1, 65, 8, 8), 8192, None, Schedule("many", 2)),
-        ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),
+        ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),  # heads of 32
     ],
 )
 def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expected):
     cpu = host.open_device()
     B, T, H, Hkv = shape
     cache = functional.kv_cache(B, Hkv, positions, 32, device=cpu)
-    assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window) == expected
+    assert schedule(torch.empty(B, T, H, 32, dtype=torch.bfloat16), cache, window, "sm_90") == expected
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "dtype", "device_class", "expected"),
+    [
+        (256, 128, "bf16", "sm_90", Schedule("wide", 4)),
+        (257, 64, "fp16", "host", Schedule("wide", 5)),
+        (255, 128, "bf16", "sm_90", Schedule("many", 8)),  # too few queries
+        (256, 96, "bf16", "sm_90", Schedule("many", 8)),
+        (256, 128, "mxfp4", "sm_90", Schedule("many", 8)),
+        (256, 128, "bf16", "sm_80", Schedule("many", 8)),
+    ],
+)
+def test_hopper_takes_wide_kernels_for_many_rows_over_caches_of_16_bits(T, D, dtype, device_class, expected):
+    cache = functional.kv_cache(1, 2, 300, D, dtype, device=host.open_device())
+    assert schedule(torch.empty(1, T, 4, D, dtype=cache.dtype), cache, None, device_class) == expected
 
 
 def test_codes_are_split_over_twice_as_many_blocks():
     cache = functional.kv_cache(16, 8, 8192, 32, "mxfp4", device=host.open_device())
-    assert schedule(torch.empty(16, 1, 32, 32, dtype=torch.bfloat16), cache, None) == Schedule("few", 1, 4, 128)
+    q = torch.empty(16, 1, 32, 32, dtype=torch.bfloat16)
+    assert schedule(q, cache, None, "sm_90") == Schedule("few", 1, 4, 128)

@@ -97,8 +97,11 @@ def _print_dispatch() -> None:
     from mxharness.catalogue import catalogue
 
     try:
-        tables = catalogue()["dispatch"]
+        found = catalogue()
     except ModuleNotFoundError:  # no torch: the devices' table says so
         return
-    for title, rows in tables.items():
-        common.print_table(f"Kernels of a GEMM, {title}", ("weights", "rows", "kernels, all with the same bits"), rows)
+    for what, operand, tables in (("a GEMM", "weights", "dispatch"), ("attention", "cache, head", "attention")):
+        for title, rows in found[tables].items():
+            common.print_table(
+                f"Kernels of {what}, {title}", (operand, "rows", "kernels, all with the same bits"), rows
+            )

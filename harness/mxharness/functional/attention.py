@@ -166,7 +166,7 @@ def attention(
         check_cache(device, cache, lengths)
     check_vector(device, sinks, (H,), torch.float32, "sinks")
     y = device.empty((B, T, H, D), q.dtype)
-    how = schedule(q, cache, window)
+    how = schedule(q, cache, window, device.device_class)
     launch(device, how, y, q, stride, cache, lengths, sinks, scale, causal=causal, window=window)
     return y
 

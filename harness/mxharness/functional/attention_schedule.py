@@ -1,8 +1,9 @@
-"""Which kernels compute attention, by the shape of the call alone; all have the same bits (kernels/attention.cu).
+"""Which kernels compute attention, by the shape of the call and the device; all have the same bits.
 
 few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
        whose chunks a second kernel joins in ascending order.
 many   tiles of 64 rows: prefill.
+wide   tiles of 128 rows, with Hopper's warpgroup products: prefill over 16-bit caches with heads of 64 or 128.
 A row is one query of one head; those of all heads that read the same keys, T H / Hkv, share tiles.
 """
 
@@ -14,13 +15,18 @@ import torch
 
 from mxharness.device import Device
 from mxharness.functional.common import ACTIVATIONS
+from mxharness.functional.dispatch import WGMMA
 from mxharness.functional.kv_cache import KVCache
 
 CHUNK = 64
 """Keys whose weights are relative to one maximum."""
-FEW_TILE, MANY_TILE = 16, 64
+FEW_TILE, MANY_TILE, WIDE_TILE = 16, 64, 128
 """Rows that a block owns."""
-THREADS = 128
+THREADS, WIDE_THREADS = 128, 256
+WIDE_HEADS = (64, 128)
+"""Sizes of a head that the wide kernels are written for."""
+WIDE_TOKENS = 256
+"""Queries of a sequence from which on they are faster."""
 LONG = 256
 """Positions from which on up to a tile of many is better split: the keys are then what takes time."""
 SPLIT_BLOCKS = 264
@@ -32,7 +38,7 @@ class Schedule:
     """How one call is computed."""
 
     kernel: str
-    """"few" or "many"."""
+    """"few", "many" or "wide"."""
     tiles: int
     """Of rows, for each KV head of each sequence."""
     splits: int = 1
@@ -41,10 +47,13 @@ class Schedule:
     """Places for a row's chunks where keys are split."""
 
 
-def schedule(q: torch.Tensor, cache: KVCache, window: int | None) -> Schedule:
+def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: str) -> Schedule:
     """Of queries q (B, T, H, D) over the cache. What lies in the cache does not matter, only how much may."""
-    B, T, H, _ = q.shape
+    B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
+    wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_HEADS
+    if wide and T >= WIDE_TOKENS:
+        return Schedule("wide", -(-rows // WIDE_TILE))
     if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
         return Schedule("many", -(-rows // MANY_TILE))
     tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)
@@ -53,6 +62,18 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None) -> Schedule:
     blocks = SPLIT_BLOCKS * (2 if cache.k_scales is not None else 1)  # codes take longer to decode than to read
     splits = min(chunks, blocks // (B * cache.kv_heads * tiles))
     return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
+
+
+def table(device_class: str) -> list[tuple[str, str, str]]:
+    """For people: caches, rows of a KV head or queries of a sequence, and kernels, on a device of this class.
+
+    Between a tile of few and one of many it hangs on the cache's length, too.
+    """
+    few, many = ("all", f"1 to {MANY_TILE} rows", "attention_few"), (f"{FEW_TILE + 1} rows and more", "attention_many")
+    if device_class not in WGMMA:
+        return [few, ("all", *many)]
+    which = "16 bit, heads of " + " and ".join(map(str, WIDE_HEADS))
+    return [few, ("all", *many), (which, f"{WIDE_TOKENS} queries and more", "attention_wide")]
 
 
 def launch(
@@ -76,6 +97,10 @@ def launch(
         q_stride, cache.page, cache.columns, scale, int(bool(causal)), window or 0,
     )  # fmt: skip
     name, grid = f"{how.kernel}{64 if D <= 64 else 128}_{cache.kernel}", (how.tiles * how.splits, cache.kv_heads, B)
+    if how.kernel == "wide":
+        grid = (cache.kv_heads, B, how.tiles)
+        device.launch("attention_wide.cu", f"attention_{name}", grid, (WIDE_THREADS,), *arguments)
+        return
     if how.kernel == "many":
         device.launch("attention_many.cu", f"attention_{name}", grid, (THREADS,), *arguments)
         return

@@ -66,6 +66,9 @@ CORE = (
     Case("attention", (2048, 1, 1, 1, 32, 2)),
     Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
     Case("attention", (1, 40, 1, 1, 32, 70), options=("full",)),  # rows of several blocks see keys after their own
+    # Queries enough for Hopper's warpgroup products.
+    Case("attention", (1, 256, 1, 1, 64, 390), dtype="bf16", options=("sinks", "window=100")),
+    Case("attention", (1, 257, 1, 1, 128, 330), "nan", "fp16"),
 )
 HEADS = tuple(
     {"multi_head_attention": (Hkv, 1), "grouped_query_attention": grouped}

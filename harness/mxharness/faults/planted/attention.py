@@ -8,13 +8,15 @@ _SOFTMAX = "exp_pairs<T>(p, difference);"
 _ROUNDED = "for (int i = 0; i < 4; ++i) p[i] = pack<T>({first}, {second});"
 _END = "return ((problem->causal ? position(last) + 1 : length) + CHUNK - 1) / CHUNK;"
 _BARRIER = "        __syncthreads();  // {}\n"
-_SHARED, _FEW, _MANY = "attention.cuh", "attention_few.cuh", "attention_many.cuh"
+_SHARED, _FEW, _MANY, _WIDE = "attention.cuh", "attention_few.cuh", "attention_many.cuh", "attention_wide.cuh"
+_WAIT = "        group_wait<0>(part);\n"
 _UNDEFINED = (
     "barrier-dropped-before-scores",
     "barrier-dropped-before-values",
     "idle-warps-return",
     "wait-dropped-before-a-barrier",
     "wait-for-all-but-the-chunk-itself",
+    "products-joined-before-they-are-there",
 )
 _PLACES = {
     "head-stride-of-another-layout": "heads 1 to 4",
@@ -233,6 +235,24 @@ FAULTS = tuple(
             "wait_async<0>();",
             "wait_async<1>();",
             "crash",
+        ),
+        (
+            "products-joined-before-they-are-there",
+            "generic: asynchronous tensor core steps",
+            "a race: nobody waits for the products of weights and values before they join the output",
+            _WIDE,
+            _WAIT + "        keep_until_here",
+            "        keep_until_here",
+            "bound",
+        ),
+        (
+            "keys-of-the-next-chunk-forgotten",
+            "generic: rings of stages",
+            "every chunk's weights are those of the chunk before: the next keys lie a stage further on",
+            _WIDE,
+            "        multiply_keys(chunk + 1);\n",
+            "        multiply_keys(chunk);\n",
+            "bound",
         ),
     )
 )

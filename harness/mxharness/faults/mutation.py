@@ -130,7 +130,7 @@ class Recorder:
 
 @cache
 def launches(op_name: str, device_name: str) -> frozenset[str]:
-    """The .cu files that an operator's cases launch kernels from: tried on one case for each shape and set of options."""
+    """The .cu files that an operator's cases launch kernels from: tried on one for each shape and set of options."""
     op, recorder = find(op_name), Recorder(_healthy(device_name), {find(op_name).source})
     kinds: dict[tuple[object, ...], Case] = {}
     for _, case in cheapest_first((op,)):

@@ -47,6 +47,17 @@ def test_a_line_is_not_drawn_over_a_break() -> None:
     assert re.findall(r"<text[^>]*>gemm</text>", whole)
 
 
+def test_many_versions_and_long_titles_do_not_run_into_each_other() -> None:
+    few, many = [f"v0.{i}.0" for i in range(4)], [f"v0.{i}.0" for i in range(5)]
+    texts = [
+        re.findall(
+            r"<text[^>]*>(v[^<]*|perp[^<]*)</text>", plot.lines_svg("t", versions, [plot.Line(title, {"v0.1.0": 1})])
+        )
+        for versions, title in ((few, "perplexity: embedded"), (many, "perplexity: SmolLM2-135M-Instruct.Q4_1"))
+    ]
+    assert texts == [[*few, "perplexity: embedded"], ["v0.0.0", "v0.4.0", "perplexity: SmolLM2-135M-In…"]]
+
+
 def _strokes(svg: str) -> list[int]:
     """Points of every data line."""
     paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--series-1\)[^>]*>', svg)

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_PANELS, _LONG = 6, 24
-"""In a row of small multiples; letters of a title that is written smaller."""
+_PANELS, _LONG, _MOST = 6, 24, 28
+"""In a row of small multiples; letters of a title that is written smaller, and that a title has at most."""
+_LETTERS = 24
+"""Of all versions below a panel; of more, the first and the last are written."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ def _lines_figure(versions: Sequence[str], lines: Sequence[Line]) -> Figure:
     rows = math.ceil(len(lines) / _PANELS)
     figure = Figure(figsize=(9.5, 0.4 + 1.05 * rows), layout="constrained")
     every = list(figure.subplots(rows, _PANELS, squeeze=False).flat)
+    ends = (versions[0], versions[-1]) if sum(map(len, versions)) > _LETTERS else tuple(versions)
     for axes, line in zip(every, lines, strict=False):
-        axes.set_title(line.title, fontsize=7 if len(line.title) <= _LONG else 6, loc="left", color=STAND_IN["--ink"])
+        title = line.title if len(line.title) <= _MOST else f"{line.title[: _MOST - 1]}…"
+        axes.set_title(title, fontsize=7 if len(title) <= _LONG else 6, loc="left", color=STAND_IN["--ink"])
         places = [place for place, version in enumerate(versions) if version in line.values]
         runs: list[list[int]] = []
         for place in places:
@@ -62,7 +66,7 @@ def _lines_figure(versions: Sequence[str], lines: Sequence[Line]) -> Figure:
         middle = known[0] if known else 1.0
         axes.set_ylim(min(0.8 * middle, *known, middle), max(1.25 * middle, *known, middle))
         axes.set_xlim(-0.3, len(versions) - 0.7)
-        axes.set_xticks(range(len(versions)), versions)
+        axes.set_xticks(range(len(versions)), [version if version in ends else "" for version in versions])
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.locator_params(axis="y", nbins=3)
         axes.grid(visible=True, axis="y", linewidth=0.5)

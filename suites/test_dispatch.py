@@ -59,6 +59,8 @@ def bits(y, device):
         (33, 40, 608, (0, 256), None),  # five stages: the scales of a second 512 k; every scale byte
         (17, 16, 32, (0, 20), torch.float32),
         (65, 129, 1056, (240, 256), torch.float32),  # Inf and NaN; rows of scales of an odd length
+        (20, 40, 1216, (110, 128), None),  # of an even one: two scales are read at once
+        (40, 24, 1024, (0, 256), None),  # sixteen
     ],
 )
 def test_all_kernels_have_the_same_bits(device, monkeypatch, dtype, M, N, K, scales, out):

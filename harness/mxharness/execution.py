@@ -9,6 +9,7 @@ of every tensor besides, also of those that the device did not hand out, and sha
 from __future__ import annotations
 
 import weakref
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -243,7 +244,8 @@ def execute(
     if isinstance(device, CudaDevice) and device.dead:
         return execute_elsewhere(op, case, device.name, device.sources, inputs, poison, placement)
     fenced = Fenced(device, poison, placement)
-    on_device = {name: fenced.upload(tensor, aligned="scales" not in name) for name, tensor in inputs.items()}
+    even = scales_aligned(case)
+    on_device = {name: fenced.upload(tensor, aligned=even or "scales" not in name) for name, tensor in inputs.items()}
     fenced.names |= {tensor.data_ptr(): f"input {name}" for name, tensor in on_device.items()}
     try:
         outputs = op.launch(fenced, case, on_device)
@@ -261,6 +263,11 @@ def execute(
         if not torch.equal(as_bytes(tensor.cpu()), as_bytes(inputs[name])):
             violations.append(f"changed its input {name}")
     return Execution({name: tensor.cpu() for name, tensor in outputs.items()}, tuple(violations), bool(violations))
+
+
+def scales_aligned(case: Case) -> bool:
+    """Whether scale bytes lie where several may be read at once: in every second case; elsewhere at an odd address."""
+    return zlib.crc32(str(case).encode()) % 2 == 0
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from mxharness.execution import execute
 from mxharness.functional import attention_schedule
 from mxharness.functional.attention_schedule import Schedule, schedule
 from mxharness.judge import digest
+from mxharness.op import Case
 from mxharness.ops import find
 
 FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
@@ -22,7 +23,9 @@ FORCED = {
     "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
     "few, a block for every chunk": {**FEW, "SPLIT_BLOCKS": 10**6},
 }
-CASES = [case for case in find("attention").cases if case.shape[0] < 100]
+INFINITE = [Case("attention", (1, 9, 2, 1, D, 132), "infinite", dtype) for D, dtype in ((64, "bf16"), (128, "fp16"))]
+"""Values that are Inf in heads that the wide kernels take, which add them to their own columns."""
+CASES = [*(case for case in find("attention").cases if case.shape[0] < 100), *INFINITE]
 
 
 def bits(case):

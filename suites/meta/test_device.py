@@ -14,10 +14,11 @@ from mxharness import functional, mxfp4
 from mxharness.device import cuda, host, open_device, toolchain
 from mxharness.device.source import shipped
 from mxharness.errors import KernelFailure, Unavailable, UserError
-from mxharness.execution import Fenced, execute
+from mxharness.execution import Fenced, execute, scales_aligned
+from mxharness.faults.detectors import cheapest_first
 from mxharness.judge import digest, judge
 from mxharness.op import Case
-from mxharness.ops import find
+from mxharness.ops import OPS, find
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +299,12 @@ def bad_calls():
 def test_bad_input_is_one_sentence_before_any_launch(function, arguments, sentence, cpu):
     with pytest.raises(UserError, match=sentence):
         function(*arguments, device=cpu)
+
+
+def test_scales_lie_where_several_are_read_at_once_and_where_they_cannot_be():
+    found = {}
+    for op in OPS:
+        if any("scales" in name for name in op.make_inputs(cheapest_first((op,))[0][1])):
+            found[op.name] = {scales_aligned(case) for case in op.cases}
+    assert len(found) > 20
+    assert set(map(frozenset, found.values())) == {frozenset({False, True})}

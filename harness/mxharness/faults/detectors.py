@@ -16,6 +16,7 @@ from mxharness.device.host import HostDevice
 from mxharness.errors import Hung, KernelFailure, UserError
 from mxharness.execution import Execution, execute
 from mxharness.faults.invariance import Run, differs_alone, differs_between_runs
+from mxharness.faults.launched import launched
 from mxharness.judge import digest, gates, judge
 from mxharness.op import GATES, Case, Gate, Op, Tensors
 from mxharness.ops import costs, find
@@ -132,10 +133,21 @@ def _some(cases: Sequence[tuple[Op, Case]], count: int | None) -> list[tuple[Op,
 
 
 def _chosen(name: str, cases: Sequence[tuple[Op, Case]], again: int | None) -> list[tuple[Op, Case]]:
-    """The cases of a detector that executes them once more; the checked ones do not have thousands of rows."""
+    """The cases of a detector that executes them once more; the checked ones do not have thousands of rows.
+
+    Those are few, and the cheapest of all that launch from a file of kernels which the few do not reach.
+    """
     if name not in CHECKED:
         return _some(cases, again)
-    return _some([(op, case) for op, case in cases if case.shape[0] <= CHECKED_ROWS], CHECKED_CASES)
+    short = [(op, case) for op, case in cases if case.shape[0] <= CHECKED_ROWS]
+    chosen = _some(short, CHECKED_CASES)
+    reached = {(op.name, file) for op, case in chosen for file in launched(op.name, case, "host")}
+    for op, case in sorted(short, key=_cost):
+        files = {(op.name, file) for file in launched(op.name, case, "host")}
+        if not files <= reached:
+            chosen.append((op, case))
+            reached |= files
+    return chosen
 
 
 def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:

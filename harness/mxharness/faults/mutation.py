@@ -24,6 +24,7 @@ from mxharness.device import Device, cuda, host, open_device
 from mxharness.device.source import Sources, shipped
 from mxharness.errors import UserError
 from mxharness.faults.detectors import Search, agreed_on, cheapest_first, search, spent
+from mxharness.faults.launched import launched
 from mxharness.faults.mutants import Mutant
 from mxharness.op import Case, Op
 from mxharness.ops import OPS, find
@@ -105,43 +106,13 @@ def reasons() -> tuple[Reason, ...]:
 # ---------------------------------------------------------------------------------------------- what a file reaches
 
 
-@dataclass
-class Recorder:
-    """A device that runs nothing and notes which files are launched from."""
-
-    device: Device
-    launched: set[str]
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the device has
-        """As the device's."""
-        return getattr(self.device, name)
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Zeros, which are valid ids, offsets and positions."""
-        return self.device.empty(shape, dtype).zero_()
-
-    def launch(self, source: str, *_: object) -> None:
-        """Note the file."""
-        self.launched.add(source)
-
-    def synchronize(self) -> None:
-        """Nothing runs."""
-
-
 @cache
 def launches(op_name: str, device_name: str) -> frozenset[str]:
     """The .cu files that an operator's cases launch kernels from: tried on one for each shape and set of options."""
-    op, recorder = find(op_name), Recorder(_healthy(device_name), {find(op_name).source})
     kinds: dict[tuple[object, ...], Case] = {}
-    for _, case in cheapest_first((op,)):
+    for _, case in cheapest_first((find(op_name),)):
         kinds.setdefault((case.shape, case.dtype, *case.options), case)
-    for case in kinds.values():
-        inputs = {name: recorder.upload(tensor) for name, tensor in op.make_inputs(case).items()}
-        try:
-            op.launch(recorder, case, inputs)
-        except (UserError, RuntimeError, IndexError, ValueError):  # zeros that the next stage does not take
-            continue
-    return frozenset(recorder.launched)
+    return frozenset().union(*(launched(op_name, case, device_name) for case in kinds.values()))
 
 
 def units(sources: Sources, file: str) -> tuple[str, ...]:

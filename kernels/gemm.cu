@@ -13,12 +13,11 @@
 // "dense" weights (P, N, K) have the type of x and are the operand itself: decoded weights for bfloat16; for half the
 // values of the bare codes, with their scales beside them, or any half matrix with scales null.
 //
-// Few rows (gemm_few.cuh) and many rows (gemm_tile.cuh, gemm_wide.cu) take different paths with the same bits:
+// There are several paths with the same bits. Here (gemm_few.cuh, gemm_tile.cuh):
 //   small    up to 8 rows: a block owns 16 features, its 8 warps share K
 //   deep     the same with 16 warps, where features are few
-//   small16  up to 16 rows, as small
-//   long16   up to 16 rows of many features: a warp owns 32 of them and all of K
-//   tile     many rows
+//   tile     many rows of "dense"
+// and for MXFP4 with these arguments gemm_thin.cu, up to 32 rows a block, and gemm_wide.cu, Hopper's for more.
 #include "gemm_few.cuh"
 #include "gemm_tile.cuh"
 
@@ -50,44 +49,6 @@ extern "C" __global__ void __launch_bounds__(512, 2)
     multiply_few<__half, Packed<__half>, 16, 1, 1, 1, 1>({y, bias, N, float_output}, x,
                                                          Packed<__half>{codes, scales, K},
                                                          {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(256, 3)
-    gemm_small16_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                      const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 8, 1, 1, 2, 2>({y, bias, N, float_output}, x,
-                                                                      Packed<__nv_bfloat16>{codes, scales, K},
-                                                                      {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(256, 3)
-    gemm_small16_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                      const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__half, Packed<__half>, 8, 1, 1, 2, 2>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
-                                                        {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(128, 3)
-    gemm_long16_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                     const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 1, 4, 2, 2, 2>({y, bias, N, float_output}, x,
-                                                                      Packed<__nv_bfloat16>{codes, scales, K},
-                                                                      {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(128, 3)
-    gemm_long16_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                     const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__half, Packed<__half>, 1, 4, 2, 2, 2>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
-                                                        {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    gemm_tile_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                   const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_tile<__nv_bfloat16>({y, bias, N, float_output}, x, Packed<__nv_bfloat16>{codes, scales, K},
-                                 {offsets, entries, problems, M, x_step, fan});
-}
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    gemm_tile_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
-                   const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_tile<__half>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
-                          {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(256)
     dense_small_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias,

@@ -72,6 +72,12 @@ template <class T> __device__ inline float add_chunk(float total, float chunk_su
     return __fadd_rn(total, Order<T>::scale_operand ? chunk_sum : __fmul_rn(chunk_sum, scale));
 }
 
+// The same; exact: the product is known to be (half: a sum is a multiple of 2^-25 below 2^24 before, and no scale extreme),
+// so that one fused operation has the same bits.
+template <class T, bool exact> __device__ inline float join_chunk(float total, float chunk_sum, float scale) {
+    return exact && !Order<T>::scale_operand ? __fmaf_rn(chunk_sum, scale, total) : add_chunk<T>(total, chunk_sum, scale);
+}
+
 // The two codes of a byte as an operand. A half operand carries no scale; where code times scale is past float32's
 // range it is Inf like every other decoded weight, so that both paths and dtypes agree with the format's decoder.
 template <class T> __device__ inline std::uint32_t operand(std::uint32_t byte, float scale) {

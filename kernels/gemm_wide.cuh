@@ -27,17 +27,12 @@ template <int MB, int TOKENS> struct WideShared {
     int extreme[2];                   // which 512 k, of those with an even and an odd number, had extreme scales last
 };
 
-// Chunks' sums times their scales join the totals. Where no scale is extreme the product of a half chunk's sum is exact (a
-// multiple of 2^-25 below 2^24 before), so that one fused operation has the same bits.
 template <class T, bool any_scale, int NT>
 __device__ inline void add_chunks(float (&total)[NT][4], const float (&sum)[NT][4], const float (&scale)[2]) {
 #pragma unroll
     for (int j = 0; j < NT; ++j)
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            if (Order<T>::scale_operand || any_scale) total[j][r] = add_chunk<T>(total[j][r], sum[j][r], scale[r / 2]);
-            else total[j][r] = __fmaf_rn(sum[j][r], scale[r / 2], total[j][r]);
-        }
+        for (int r = 0; r < 4; ++r) total[j][r] = join_chunk<T, !any_scale>(total[j][r], sum[j][r], scale[r / 2]);
 }
 
 template <class T, int MB, int TOKENS>

@@ -11,6 +11,12 @@
 
 #include "gemm.cuh"
 
+// Byte t of every word of a block.
+__device__ inline std::uint32_t lane_codes(const uint4& codes, int t) {
+    const std::uint32_t which = t * 0x11 + 0x40;
+    return __byte_perm(__byte_perm(codes.x, codes.y, which), __byte_perm(codes.z, codes.w, which), 0x5410);
+}
+
 template <class T> struct Placed;
 template <> struct Placed<__nv_bfloat16> {
     static constexpr int shift = 2;

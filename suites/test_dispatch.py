@@ -18,13 +18,10 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def plans(dtype, device):
     """All kernels for MXFP4 weights that this device has."""
-    few = [choose(Problem("gemm", dtype, N, rows), "sm_80") for N in (16, 16_384, 65_536) for rows in (1, 16)]
-    found = [Plan("gemm.cu", f"gemm_tile_{dtype}", 64, 64, 128), *dict.fromkeys(few)]
-    assert len(found) == 5
-    if device.device_class in dispatch.WGMMA:
-        hopper = dispatch.hopper_plans(dtype)
-        assert {plan.kernel for plan in hopper} == {k for k in device.sources.kernels("gemm_wide.cu") if dtype in k}
-        found += hopper
+    found = dispatch.plans("gemm", dtype, device.device_class)
+    there = {k for file in ("gemm.cu", "gemm_thin.cu", "gemm_wide.cu") for k in device.sources.kernels(file)}
+    there = {kernel for kernel in there if kernel.startswith("gemm_") and dtype in kernel}
+    assert {plan.kernel for plan in found} == there or device.device_class not in dispatch.WGMMA
     return found
 
 

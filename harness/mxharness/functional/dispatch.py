@@ -1,4 +1,4 @@
-"""Which kernel of gemm.cu and gemm_wide.cu multiplies, by shape and device: the only place that decides it.
+"""Which kernel of gemm.cu, gemm_thin.cu and gemm_wide.cu multiplies, by shape and device: the only place that decides it.
 
 All of them follow the canonical order of kernels/mma.cuh, so a choice costs or saves time and changes no bit: results
 do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes the kernels
@@ -12,35 +12,19 @@ from math import ceil
 
 from mxharness.errors import UserError
 
-FEW_ROWS = 16
-"""Up to so many rows, or rows a routed problem on average, the kernels for few rows run."""
-FEW_FEATURES = 4_096
-"""Up to so many features, of all problems together, a block's share of K goes to twice as many warps for up to 8 rows;
-from so many on Hopper's kernel that shares K among warpgroups may take 9 to 16."""
-MANY_FEATURES = 32_768
-"""From so many features on there are warps enough for more than 8 rows without sharing K among several."""
-SPLIT_ROWS, SPLIT_K = 64, 128
-"""Up to so many rows (three quarters of that where they are routed) and past so many columns, which are one chunk of K,
-Hopper may run the kernel that shares K out."""
-TILES = (
-    ("wide", 256, 128, 384, {"bf16": 63}),  # half has more sums to keep
-    ("wide", 128, 128, 384, {"bf16": 38, "fp16": 42}),
-    ("wide", 128, 64, 384, {"bf16": 29, "fp16": 32}),
-    ("split", 64, 32, 640, {"bf16": 13.5, "fp16": 24}),
-)
-"""Of Hopper's kernels for more rows: a block's features, rows and threads, and the microseconds that a wave of blocks,
-one a multiprocessor, takes over 4,096 columns, as measured on an H100."""
-SHARED_FEW = {"bf16": 14.3, "fp16": 18.6}
-"""The same of the kernel for 9 to 16 rows that shares K out, of whose blocks FEW_AT_ONCE run on a multiprocessor."""
-FEW_AT_ONCE = 3
-FAST_TILE = (128, 128)
-"""Features and rows in the host's float32 mode: (128, 64) takes half as long again on a core, (64, 32) three times."""
-MULTIPROCESSORS = 132
-"""Of an H100: how many blocks run at once. Another number elsewhere costs time alone."""
-_MOST_TILES = 65_535
-"""Of a grid's second and third size, CUDA's limit."""
-WGMMA = ("host", "sm_90")
-"""Device classes whose kernels for many rows use Hopper's warpgroup instructions."""
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds that a kernel takes on an H100, as measured there, beside LAUNCH."""
+
+    alone: float
+    """Over 4,096 columns, however few the blocks: what a block waits for."""
+    each: float
+    """For each block that a multiprocessor runs."""
+    row: float = 0
+    """More of the same for each of the block's rows that is there."""
+    uneven: float = 1
+    """Times as much where K is no multiple of 512."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +38,55 @@ class Plan:
     rows: int
     """Of a block."""
     threads: int
-    cost: float = 0
-    """Of a wave of blocks in microseconds, where several kernels may be chosen from."""
-    at_once: int = 1
-    """Blocks of a wave on a multiprocessor."""
+    cost: Cost
+
+    @property
+    def path(self) -> str:
+        """The kernel's name without its weights' and its activations' kinds."""
+        return self.kernel.split("_", 1)[1].rpartition("_")[0]
+
+
+LAUNCH = 2.0
+"""Microseconds that every kernel takes."""
+MULTIPROCESSORS = 132
+"""Of an H100: blocks are shared out among so many. Another number elsewhere costs time alone."""
+SPLIT_K = 128
+"""Up to so many columns, which are one chunk of K, Hopper's kernel that shares K out has nothing to share."""
+FEW_ROWS = 16
+"""From one more on the host's float32 mode takes FAST_TILE."""
+FAST_TILE = (128, 128)
+"""Features and rows in the host's float32 mode: (128, 64) takes half as long again on a core, (64, 32) three times."""
+_MOST_TILES = 65_535
+"""Of a grid's second and third size, CUDA's limit."""
+WGMMA = ("host", "sm_90")
+"""Device classes whose kernels for many rows use Hopper's warpgroup instructions."""
+LARGE_SHARED = ("host", "sm_80", "sm_90")
+"""Device classes with more than 99 KB of shared memory for a block."""
+
+Tiles = tuple[tuple[str, int, int, int, dict[str, Cost]], ...]
+_FEW: Tiles = (
+    ("gemm_small", 16, 8, 256, {"bf16": Cost(1.7, 2.4, 0.09), "fp16": Cost(1.7, 3.0, 0.13)}),
+    ("gemm_deep", 16, 8, 512, {"bf16": Cost(0.4, 2.6, 0.13), "fp16": Cost(0.4, 3.4, 0.14)}),
+)
+_THIN: Tiles = (
+    ("gemm_thin", 64, 8, 128, {"bf16": Cost(3.2, 8.0), "fp16": Cost(2.7, 8.2)}),
+    ("gemm_thin", 64, 16, 128, {"bf16": Cost(4.3, 8.4), "fp16": Cost(4.3, 8.4)}),
+    ("gemm_thin", 64, 32, 128, {"bf16": Cost(4.8, 10.9), "fp16": Cost(3.9, 12.3)}),
+)
+_THIN_SPLIT: Tiles = (
+    ("gemm_thin", 32, 16, 256, {"bf16": Cost(1.1, 6.5), "fp16": Cost(2.5, 6.5)}),
+    ("gemm_thin", 32, 32, 256, {"bf16": Cost(2.0, 7.5), "fp16": Cost(0, 13.6)}),
+)
+_WIDE: Tiles = (
+    ("gemm_wide", 256, 128, 384, {"bf16": Cost(0, 61)}),  # half has more sums to keep
+    ("gemm_wide", 128, 128, 384, {"bf16": Cost(0, 36), "fp16": Cost(0, 40)}),
+    ("gemm_wide", 128, 64, 384, {"bf16": Cost(0, 27), "fp16": Cost(0, 30)}),
+)
+_SPLIT: Tiles = (("gemm_split", 64, 32, 640, {"bf16": Cost(0, 11.5, uneven=1.35), "fp16": Cost(0, 22, uneven=1.1)}),)
+_DENSE: Tiles = (
+    ("dense_small", 16, 8, 256, {"bf16": Cost(4, 5), "fp16": Cost(4, 5)}),
+    ("dense_tile", 64, 64, 128, {"bf16": Cost(70, 46), "fp16": Cost(70, 46)}),
+)
 
 
 @dataclass(frozen=True)
@@ -92,77 +121,75 @@ class Problem:
 
 
 def choose(problem: Problem, device_class: str, *, fast: bool = False) -> Plan:
-    """The kernel for `problem` on a device of this class ("host", "sm_90", ..).
+    """The kernel for `problem` on a device of this class ("host", "sm_90", ..): of equals the first of `plans`.
 
     fast: the host device's float32 mode, which imitates no GPU: the tile for which a CPU takes the least time.
     """
-    hopper = problem.kind == "gemm" and device_class in WGMMA
-    shared = _full(problem) <= SPLIT_ROWS and problem.K > SPLIT_K
-    if problem.rows_each <= FEW_ROWS:
-        plans = [_few(problem)]
-        if hopper and shared and plans[0].cost and _features(problem) >= FEW_FEATURES:
-            plans += [plan for plan in hopper_plans(problem.dtype) if "split" in plan.kernel]
-    elif hopper:
-        plans = [plan for plan in hopper_plans(problem.dtype) if shared or "split" not in plan.kernel]
-        if fast:
-            plans = [plan for plan in plans if (plan.features, plan.rows) == FAST_TILE]
-    else:
-        plans = [Plan("gemm.cu", f"{problem.kind}_tile_{problem.dtype}", 64, 64, 128)]
-    return min(plans, key=lambda plan: plan.cost * _waves(problem, plan))  # of equals the first, the largest tile
+    found = plans(problem.kind, problem.dtype, device_class)
+    if problem.K <= SPLIT_K:
+        found = [plan for plan in found if "split" not in plan.kernel]
+    if fast and problem.rows_each > FEW_ROWS and problem.kind == "gemm":
+        found = [plan for plan in found if (plan.features, plan.rows) == FAST_TILE]
+    return min(found, key=lambda plan: microseconds(problem, plan))
 
 
-def hopper_plans(dtype: str) -> list[Plan]:
-    """The kernels of gemm_wide.cu for MXFP4 weights and activations of `dtype`, largest tile first."""
+def named(path: str, problem: Problem, device_class: str) -> Plan:
+    """The kernel that `path` names, "wide_128x64" of gemm_wide_128x64_bf16. UserError where there is no such one."""
+    found = plans(problem.kind, problem.dtype, device_class)
+    for plan in found:
+        if plan.path == path:
+            return plan
+    there = ", ".join(plan.path for plan in found)
+    raise UserError(f"no path {path!r} for {problem.kind} and {problem.dtype} on {device_class}; there are: {there}")
+
+
+def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
+    """The kernels that devices of this class have for `kind` of weights and activations of `dtype`, largest tile first."""
+    if kind == "dense":
+        return _plans("gemm.cu", _DENSE, dtype)
+    found = _plans("gemm_wide.cu", _WIDE + _SPLIT, dtype) if device_class in WGMMA else []
+    found += _plans("gemm_thin.cu", _THIN + (_THIN_SPLIT if device_class in LARGE_SHARED else ()), dtype)
+    return sorted(found + _plans("gemm.cu", _FEW, dtype), key=lambda plan: -plan.features * plan.rows)
+
+
+def microseconds(problem: Problem, plan: Plan) -> float:
+    """What `plan` would take for `problem` on an H100."""
+    cost, full = plan.cost, problem.rows_each
+    if problem.routed:
+        full *= 4 / 3  # problems differ, and the larger count
+    tiles = ceil(full / plan.rows) * min(problem.problems, problem.rows)
+    blocks = ceil(ceil(problem.N / plan.features) * tiles / MULTIPROCESSORS)
+    each = cost.each + cost.row * (min(full, plan.rows) - 1)
+    return LAUNCH + problem.K / 4096 * (cost.alone + each * blocks) * (cost.uneven if problem.K % 512 else 1)
+
+
+def _plans(source: str, tiles: Tiles, dtype: str) -> list[Plan]:
+    def named(path: str, features: int, rows: int) -> str:
+        return f"{path}_{dtype}" if source == "gemm.cu" else f"{path}_{features}x{rows}_{dtype}"
+
     return [
-        Plan("gemm_wide.cu", f"gemm_{path}_{features}x{rows}_{dtype}", features, rows, threads, costs[dtype])
-        for path, features, rows, threads, costs in TILES
+        Plan(source, named(path, features, rows), features, rows, threads, costs[dtype])
+        for path, features, rows, threads, costs in tiles
         if dtype in costs
     ]
 
 
-def _few(problem: Problem) -> Plan:
-    features, dtype = _features(problem), problem.dtype
-    if problem.kind == "dense" or (problem.rows_each <= 8 and features > FEW_FEATURES):
-        return Plan("gemm.cu", f"{problem.kind}_small_{dtype}", 16, 8, 256)
-    if problem.rows_each <= 8:
-        return Plan("gemm.cu", f"gemm_deep_{dtype}", 16, 8, 512)
-    if features < MANY_FEATURES:
-        return Plan("gemm.cu", f"gemm_small16_{dtype}", 16, 16, 256, SHARED_FEW[dtype], FEW_AT_ONCE)
-    return Plan("gemm.cu", f"gemm_long16_{dtype}", 128, 16, 128)
-
-
-def _features(problem: Problem) -> int:
-    """Of all problems together."""
-    return problem.N * (min(problem.problems, problem.rows) if problem.routed else problem.problems)
-
-
-def _full(problem: Problem) -> float:
-    """Rows of a problem; routed ones differ, and the larger count."""
-    return problem.rows_each * 4 / 3 if problem.routed else problem.rows_each
-
-
-def _waves(problem: Problem, plan: Plan) -> int:
-    """Of blocks that have work."""
-    tiles = ceil(_full(problem) / plan.rows) * min(problem.problems, problem.rows)
-    return ceil(ceil(problem.N / plan.features) * tiles / (MULTIPROCESSORS * plan.at_once))
-
-
 def table(device_class: str) -> list[tuple[str, str, str]]:
     """For people: weights, rows and the kernels that may run, on a device of this class."""
-    examples = (("MXFP4", "gemm"), ("16 bit", "dense"))
-    steps = ((1, FEW_ROWS), (FEW_ROWS + 1, None))
+    examples = (("MXFP4", "gemm", ((1, 8), (9, 32), (33, 128), (129, None))), ("16 bit", "dense", ((1, None),)))
     return [
         (
             weights,
             f"{first} to {last}" if last else f"{first} and more",
             ", ".join(
                 dict.fromkeys(
-                    choose(Problem(kind, dtype, N, last or rows), device_class).kernel
+                    choose(Problem(kind, dtype, N, rows), device_class).kernel
                     for dtype in ("bf16", "fp16")
-                    for N, rows in ((256, first), (4096, 256), (4096, 512), (4096, 2048))
+                    for N in (576, 4_096, 16_384, 65_536)
+                    for rows in (first, last or 512, last or 2_048)
                 )
             ),
         )
-        for weights, kind in examples
+        for weights, kind, steps in examples
         for first, last in steps
     ]

@@ -21,20 +21,27 @@ from mxharness.functional.common import (
     check_weight,
     device_of,
 )
-from mxharness.functional.dispatch import Problem, choose
+from mxharness.functional.dispatch import Problem, choose, named
 from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
 
 
 def gemm(
-    x: torch.Tensor, weight: Quantized, *, out_dtype: torch.dtype | None = None, device: Device | None = None
+    x: torch.Tensor,
+    weight: Quantized,
+    *,
+    out_dtype: torch.dtype | None = None,
+    path: str = "",
+    device: Device | None = None,
 ) -> torch.Tensor:
     """Y (M, N) = x W^T for x (M, K) bf16 or fp16 and W: codes (N, K/2), scales (N, K/32) uint8.
 
-    out_dtype is x's dtype (default) or float32. Raises UserError, before anything is launched, for shapes, dtypes or
-    alignment that the kernel does not take; K must be a multiple of 32 (pad x with zeros).
+    out_dtype is x's dtype (default) or float32. path: the kernel to take instead of the one that the shape would, as
+    "wide_128x64" for gemm_wide_128x64; the bits are the same. Raises UserError, before anything is launched, for
+    shapes, dtypes or alignment that the kernel does not take, or a path that the device has not; K must be a multiple
+    of 32 (pad x with zeros).
     """
-    return _single(x, weight, None, out_dtype, device)
+    return _single(x, weight, None, out_dtype, device, path)
 
 
 def gemm_bias(
@@ -126,6 +133,7 @@ def gemm_persistent(
     bias: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype | None = None,
+    path: str = "",
     device: Device | None = None,
 ) -> torch.Tensor:
     """Y (M, N) = x W^T (+ bias) from a weight dequantised beforehand; the bits of `gemm` and `gemm_bias`.
@@ -142,7 +150,7 @@ def gemm_persistent(
         raise UserError(f"this persistent weight is {weight.shape}, its operand {tuple(weight.operand.shape)}")
     if x.dtype != weight.operand.dtype:
         raise UserError(f"this persistent weight was made for {weight.operand.dtype} activations, not {x.dtype}")
-    return dense(x, weight.operand, bias, scales=weight.scales, out_dtype=out_dtype, device=device)
+    return dense(x, weight.operand, bias, scales=weight.scales, out_dtype=out_dtype, path=path, device=device)
 
 
 def dense(
@@ -152,6 +160,7 @@ def dense(
     *,
     scales: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    path: str = "",
     device: Device | None = None,
 ) -> torch.Tensor:
     """Y (M, N) = x w^T (+ bias) for an unquantised w (N, K) of x's dtype, in the same order of sums; K % 32 == 0.
@@ -171,7 +180,8 @@ def dense(
         raise UserError("scales are for fp16; a bf16 w holds its scales already")
     check_vector(device, bias, (N,), torch.float32, "bias")
     y = device.empty((x.shape[0], N), output_dtype(x, out_dtype))
-    multiply(device, y, x, (w, scales), bias, problems=1, M=x.shape[0], x_step=x.shape[0], rows=x.shape[0])
+    M = x.shape[0]
+    multiply(device, y, x, (w, scales), bias, problems=1, M=M, x_step=M, rows=M, path=path)
     return y
 
 
@@ -188,6 +198,7 @@ def _single(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     device: Device | None,
+    path: str = "",
 ) -> torch.Tensor:
     device = device_of(x, device, "x")
     N, K = check_weight(device, weight)
@@ -195,7 +206,7 @@ def _single(
     check_vector(device, bias, (N,), torch.float32, "bias")
     M = x.shape[0]
     y = device.empty((M, N), output_dtype(x, out_dtype))
-    multiply(device, y, x, weight, bias, problems=1, M=M, x_step=M, rows=M)
+    multiply(device, y, x, weight, bias, problems=1, M=M, x_step=M, rows=M, path=path)
     return y
 
 
@@ -213,18 +224,22 @@ def multiply(
     offsets: torch.Tensor | None = None,
     entries: torch.Tensor | None = None,
     fan: int = 1,
+    path: str = "",
 ) -> None:
     """Launch a GEMM's kernel on checked tensors; the only place that knows their argument order.
 
     weight: codes (.., N, K/2) uint8 and scales, or a dense operand (.., N, K) and scales or None. rows: of the largest
     problem, or, with offsets (problems + 1) and entries int32, of all problems together: entry e reads x's row
-    e / fan and writes y's row e.
+    e / fan and writes y's row e. path: of dispatch.named, if it is not to be chosen.
     """
     w, scales = weight
     N, K = y.shape[-1], x.shape[-1]
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
     problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)
-    plan = choose(problem, device.device_class, fast=device.arithmetic == "float32")
+    if path:
+        plan = named(path, problem, device.device_class)
+    else:
+        plan = choose(problem, device.device_class, fast=device.arithmetic == "float32")
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
         y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),

@@ -18,6 +18,7 @@ from mxharness import functional, mxfp4, places, regimes, tensor_core
 from mxharness import golden as reference
 from mxharness.bounds import quantum
 from mxharness.device import Device
+from mxharness.functional import dispatch
 from mxharness.op import ONE_STAGE, Case, Expected, Op, Operand, Tensors, Tolerance
 from mxharness.pattern import Places
 
@@ -47,6 +48,21 @@ GEMM = (
         for dtype in ("bf16", "fp16")
     ),
 )
+PATHS = ("deep", "small", "thin_32x16", "thin_32x32", "thin_64x8", "thin_64x16", "thin_64x32")
+WIDE_PATHS = ("split_64x32", "wide_128x64", "wide_128x128", "wide_256x128")
+GEMM += tuple(  # every kernel, whatever the shape would take; bfloat16 alone has the largest tile
+    Case("gemm", shape, regime=regime, dtype=dtype, options=(*output, f"path={path}"))
+    for path, shape, chosen, output in (
+        ("wide_128x64", (33, 70, 160), REGIMES, ("fp32",)),
+        *((path, (33, 70, 1120), ("normal", "extreme", "nan"), ("fp32",)) for path in ("split_64x32", "thin_64x32")),
+        *((path, (65, 129, 416), ("normal",), ()) for path in WIDE_PATHS),
+        *((path, (33, 40, 1024), ("normal",), ()) for path in (*WIDE_PATHS, "thin_32x32")),  # sixteen scales at once
+        *((path, (9, 70, 544), ("normal", "extreme"), ("fp32",)) for path in PATHS),
+    )
+    for regime in chosen
+    for dtype in ("bf16", "fp16")
+    if (path, dtype) != ("wide_256x128", "fp16")
+)
 GEMM_BIAS = tuple(
     Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)
     for shape in ((5, 48, 96), (20, 80, 192))
@@ -69,7 +85,8 @@ GEMM_PERSISTENT = (
         for dtype in ("bf16", "fp16")
     ),
     *(
-        Case("gemm_persistent", (70, 65, 160), regime=regime, dtype=dtype)
+        Case("gemm_persistent", (70, 65, 160), regime=regime, dtype=dtype, options=options)
+        for options in ((), ("path=tile",))
         for regime in ("normal", "integers")
         for dtype in ("bf16", "fp16")
     ),
@@ -180,6 +197,12 @@ def predict(case: Case, tensors: Tensors) -> Tensors:
     return {"y": torch.stack(each)}
 
 
+def _path(device: Device, case: Case, kind: str) -> str:
+    """The kernel that the case names, where the device has it."""
+    path = case.option("path") or ""
+    return path if path in (plan.path for plan in dispatch.plans(kind, case.dtype, device.device_class)) else ""
+
+
 def _out_dtype(case: Case) -> torch.dtype:
     return torch.float32 if "fp32" in case.options else regimes.DTYPES[case.dtype]
 
@@ -192,13 +215,14 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
     weight = mxfp4.Quantized(inputs["codes"], inputs["scales"])
     match case.op:
         case "gemm":
-            return {"y": functional.gemm(x, weight, out_dtype=dtype, device=device)}
+            return {"y": functional.gemm(x, weight, out_dtype=dtype, path=_path(device, case, "gemm"), device=device)}
         case "gemm_bias":
             return {"y": functional.gemm_bias(x, weight, inputs["bias"], out_dtype=dtype, device=device)}
         case "gemm_batch":
             return {"y": functional.gemm_batch(x, weight, bias, out_dtype=dtype, device=device)}
     held = functional.persistent(weight, x.dtype, device=device)
-    return {"y": functional.gemm_persistent(x, held, bias, out_dtype=dtype, device=device)}
+    path = _path(device, case, "dense")
+    return {"y": functional.gemm_persistent(x, held, bias, out_dtype=dtype, path=path, device=device)}
 
 
 def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:
@@ -213,7 +237,9 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
     def build(M: int, N: int, blocks: int, regime: str, dtype: str, bias: bool, narrow: bool, seed: int) -> Case:
         shape = (1 + seed % 4, 1 + M // 4, N, 32 * blocks) if name == "gemm_batch" else (M, N, 32 * blocks)
         with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent", "dense") else ()
-        options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)))
+        named = (*WIDE_PATHS, *PATHS) if dtype == "bf16" else (*WIDE_PATHS[:-1], *PATHS)
+        path = (f"path={named[seed // 2 % len(named)]}",) if name == "gemm" and seed % 2 else ()
+        options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)), *path)
         return Case(name, shape, regime=regime, dtype=dtype, seed=seed, options=options)
 
     return st.builds(

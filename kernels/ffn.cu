@@ -29,10 +29,16 @@ template <class T>
 __device__ inline void swiglu_rows(T* y, const T* x, long long count, int I, int interleaved, float alpha, float limit) {
     const long long i = thread();
     if (i >= count) return;
-    const long long row = i / I, column = i % I;
-    const T* in = x + row * 2 * I;
-    const T gate = interleaved ? in[2 * column] : in[column], up = interleaved ? in[2 * column + 1] : in[I + column];
-    narrow(&y[i], swiglu_limited(widen(gate), widen(up), alpha, limit));
+    struct alignas(2 * sizeof(T)) Pair {
+        T gate, up;
+    } pair;
+    if (interleaved) {  // without the row, which would be a division
+        pair = reinterpret_cast<const Pair*>(x)[i];
+    } else {
+        const long long row = i / I, column = i % I;
+        pair = {x[row * 2 * I + column], x[row * 2 * I + I + column]};
+    }
+    narrow(&y[i], swiglu_limited(widen(pair.gate), widen(pair.up), alpha, limit));
 }
 
 template <class T> __device__ inline void add_residual(T* y, const T* residual, const float* update, long long count) {

@@ -18,7 +18,7 @@
 #include "matrix.cuh"
 
 template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> struct ThinShared {
-    static constexpr int features = 16 * WARPS, parts = SPLIT > 1 ? SPLIT : 2;  // chunks of a round
+    static constexpr int features = 16 * WARPS, parts = SPLIT > 1 ? SPLIT : TOKENS == 64 ? 1 : 2;  // chunks of a round
     static constexpr int sums = STAGE_K / Order<T>::chunk, own = TOKENS / 2 / SPLIT;  // of a warp and round; numbers of a lane
     struct alignas(128) Part {
         unsigned char tokens[STAGE_K / SWIZZLE_K][TOKENS * 2 * SWIZZLE_K];  // as wgmma.cuh has them
@@ -44,7 +44,8 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
     using Own = typename Shared::Own;
     constexpr int NT = TOKENS / 8, features = Shared::features, blocks_of = STAGE_K / MX_BLOCK, THREADS = WARPS * SPLIT * WARP;
     constexpr int PARTS = Shared::parts, CHUNKS = PARTS / SPLIT, OWN = Shared::own;
-    constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK;
+    constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK, together = TOKENS == 64;
+    static_assert(!together || (WARPS == 4 && SPLIT == 1 && !scaled_blocks));
     SHARED_ARENA(arena, Shared::size);
     Shared& shared = *reinterpret_cast<Shared*>(arena);
     const int thread = threadIdx.x, lane = thread % WARP, g = lane / 4, t = lane % 4;
@@ -61,7 +62,7 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
     constexpr int code_pieces = PARTS * blocks_of, code_rows = THREADS / code_pieces, all_rows = THREADS / (2 * 8 * PARTS);
     constexpr int token_pieces = PARTS * STAGE_K / 8, token_rows = all_rows < TOKENS ? all_rows : TOKENS;
     static_assert(code_rows % 8 == 0 && features % code_rows == 0 && token_rows % 4 == 0 && TOKENS % token_rows == 0);
-    static_assert(token_rows * token_pieces == THREADS);
+    static_assert((token_rows * token_pieces == THREADS));
     const int block = thread % code_pieces, feature = thread / code_pieces;
     const int piece = thread % token_pieces, token = thread / token_pieces;
     const uint4* codes_from = reinterpret_cast<const uint4*>(weights.codes) + (first_row + feature) * blocks + block;
@@ -104,9 +105,10 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
     const auto read_scales = [&](std::uint32_t (&to)[2]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            to[i] = 0;
+            to[i] = 0x7f7f;  // past K there are zeros to multiply, and a scale that is not extreme
             if (CHUNKS == 2 && pairs && scales_left > 0) to[i] = *reinterpret_cast<const std::uint16_t*>(scales_from[i]);
-            else if (scales_left > 0) to[i] = scales_from[i][0] | (CHUNKS == 2 && scales_left > 1 ? scales_from[i][1] << 8 : 0);
+            else if (scales_left > 0) to[i] = scales_from[i][0] | (CHUNKS == 2 && scales_left > 1 ? scales_from[i][1] : 0x7f) << 8;
+            if (CHUNKS == 1) to[i] &= 0xff;
             scales_from[i] += PARTS * blocks_of;
         }
         scales_left -= PARTS * blocks_of;
@@ -129,7 +131,31 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
             }
         }
     };
-    // One chunk of 128 k, words: the scale bytes of it; any_scale: they may be extreme.
+    // One chunk of 128 k by the warpgroup that the block is; words: its scale bytes, which may be extreme if `careful`.
+    const auto multiply_together = [&](const auto& part, const std::uint32_t (&words)[2], int left, bool careful) {
+        Operand32<T> operands[2];  // one for the tensor core, one that is being decoded
+        float sum[NT][4];
+#pragma unroll
+        for (int b = 0; b < blocks_of; ++b) {
+            uint4 codes[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) codes[i] = *reinterpret_cast<const uint4*>(part.codes[row + 8 * i] + 16 * piece_of(g, b));
+            const std::uint32_t lanes[2] = {lane_codes(codes[0], t), lane_codes(codes[1], t)};
+            if (careful) operands[b % 2].template decode<true>(lanes, words, b);
+            else operands[b % 2].template decode<false>(lanes, words, b);
+            const Columns tokens = columns_of(part.tokens[b / 2]);
+            group_fence();
+#pragma unroll
+            for (int half = 0; half < 2; ++half)  // past K there are zeros, which change no bit; on the CPU they are left out
+                group_step<T, NT>(sum, operands[b % 2].a[half], tokens, b % 2 * 2 + half, b + half == 0, b < left ? live : 0);
+            group_commit();
+            if (b + 1 < blocks_of) group_wait<1>(sum);  // the block before is done
+        }
+        group_wait<0>(sum);
+#pragma unroll
+        for (int e = 0; e < 4 * NT; ++e) total[e] = __fadd_rn(total[e], sum[e / 4][e % 4]);
+    };
+    // The same by a warp; any_scale: they may be extreme.
     const auto multiply = [&](int r, const Part& part, const std::uint32_t (&words)[2], auto any) {
         constexpr bool any_scale = decltype(any)::value;
         float sum[1][NT][4];
@@ -204,7 +230,8 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
             }
         }
         const bool careful = vote(found != 0) != 0;
-        __syncthreads();  // the stage has arrived; the one before has been read, and the sums before are there
+        if (together) publish_shared();
+        __syncthreads();  // the stage has arrived; the one before has been read
         load();
         read_scales(ahead[1]);
         const Part* const parts = reinterpret_cast<const Part*>(arena + from_stage) + share;
@@ -212,7 +239,8 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
 #pragma unroll
         for (int j = 0; j < CHUNKS; ++j) {
             if (r * PARTS + share + j >= chunks) break;
-            if (careful) multiply(r, parts[j], words[j], std::true_type());
+            if constexpr (together) multiply_together(parts[j], words[j], blocks - (r * PARTS + j) * blocks_of, careful);
+            else if (careful) multiply(r, parts[j], words[j], std::true_type());
             else multiply(r, parts[j], words[j], std::false_type());
         }
         if (SPLIT > 1 && r > 0) add(r - 1, SPLIT);

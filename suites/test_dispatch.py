@@ -9,7 +9,7 @@ import torch
 from mxharness import functional
 from mxharness.errors import UserError
 from mxharness.functional import dispatch
-from mxharness.functional.dispatch import Plan, Problem, choose
+from mxharness.functional.dispatch import Problem, choose
 from mxharness.mxfp4 import Quantized
 
 gemms = import_module("mxharness.functional.gemm")  # the package's own name `gemm` is the function
@@ -112,49 +112,69 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
         assert y.view(torch.float32).eq(float("inf")).all(), plan
 
 
-@pytest.mark.parametrize("rows", [1, 8, dispatch.FEW_ROWS, 64])
+@pytest.mark.parametrize(("rows", "N"), [(16, 1_000), (64, 1_000), (128, 1_000), (8, 11_000), (32, 11_000)])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows):
-    # 8: from so many on warpgroups may share K; 64: 132 blocks of 64 features and 32 rows, no more than run at once
-    N = {8: dispatch.FEW_FEATURES, 64: 4224}.get(rows, 80)
+def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows, N):
     x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
     kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
-    assert len(kernels) == (1 if rows == 1 or (rows > 8 and device.device_class not in dispatch.WGMMA) else 2)
+    assert len(kernels) == 2 or device.device_class not in dispatch.WGMMA
     fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
 
 
-def test_large_products_take_the_tile_that_leaves_fewer_blocks_waiting():
-    def kernel(N, rows, dtype="bf16", device_class="sm_90"):
-        return choose(Problem("gemm", dtype, N, rows), device_class).kernel
+@pytest.mark.parametrize(
+    ("N", "K", "rows", "dtype", "path"),
+    [  # the fastest of all on an H100, or within 3 % of it
+        (2880, 2880, 1, "bf16", "deep"),
+        (4096, 4096, 4, "bf16", "deep"),
+        (5760, 2880, 1, "bf16", "small"),
+        (16384, 4096, 1, "bf16", "thin_64x8"),
+        (16384, 4096, 8, "fp16", "thin_64x8"),
+        (4096, 4096, 12, "bf16", "thin_32x16"),
+        (16384, 4096, 16, "fp16", "thin_64x16"),
+        (4096, 4096, 32, "bf16", "thin_32x32"),
+        (50272, 4096, 32, "bf16", "thin_64x32"),
+        (4096, 4096, 64, "bf16", "split_64x32"),
+        (8192, 4096, 32, "bf16", "split_64x32"),
+        (4096, 4096, 64, "fp16", "thin_64x32"),
+        (16384, 4096, 64, "bf16", "wide_128x64"),
+        (4096, 4096, 256, "bf16", "wide_128x64"),
+        (4096, 4096, 512, "bf16", "wide_128x128"),
+        (4096, 4096, 2048, "bf16", "wide_256x128"),
+        (4096, 4096, 2048, "fp16", "wide_128x128"),
+    ],
+)
+def test_a_shape_takes_the_kernel_that_was_fastest(N, K, rows, dtype, path):
+    assert choose(Problem("gemm", dtype, N, rows, K=K), "sm_90").path == path
 
-    assert kernel(4096, 2048) == "gemm_wide_256x128_bf16"  # 2 waves of 18 against 4 of 10
-    assert kernel(2880, 2048) == "gemm_wide_128x128_bf16"  # 2 waves of 18 against 3 of 10
-    assert kernel(4096, 512) == "gemm_wide_128x128_bf16"  # 1 of 10 against 2 of 8
-    assert kernel(4096, 256) == "gemm_wide_128x64_bf16"  # 1 of 8 against 4 of 4
-    assert kernel(4096, 64) == kernel(2880, 64) == "gemm_split_64x32_bf16"
-    assert kernel(16384, 64) == "gemm_wide_128x64_bf16"
-    assert choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").kernel == "gemm_wide_128x64_bf16"  # one chunk
-    assert kernel(4096, 2048, "fp16") == "gemm_wide_128x128_fp16"
-    assert kernel(4096, 9) == "gemm_split_64x32_bf16"  # 1 wave of 13.5 microseconds against 1 of 14.3
-    assert kernel(4095, 16) == kernel(4096, 16, device_class="sm_80") == "gemm_small16_bf16"
-    assert kernel(10_000, 16) == "gemm_split_64x32_bf16"  # 2 waves against 2
-    assert kernel(4096, 16, "fp16") == "gemm_small16_fp16"
-    assert kernel(16_384, 16, "fp16") == "gemm_split_64x32_fp16"  # 2 of 24 against 3 of 18.6
-    assert kernel(32_768, 16) == "gemm_long16_bf16"
-    assert kernel(4096, 2048, device_class="sm_80") == "gemm_tile_bf16"
-    assert choose(Problem("gemm", "fp16", 576, 512), "host", fast=True).kernel == "gemm_wide_128x128_fp16"
+
+def test_choices_know_problems_columns_devices_and_modes():
+    assert choose(Problem("gemm", "bf16", 5760, 2, problems=32, K=2880), "sm_90").path == "thin_64x8"
+    routed = Problem("gemm", "bf16", 5760, 32 * 32, problems=32, routed=True, K=2880)
+    assert choose(routed, "sm_90").path == "thin_64x64"
+    assert routed.blocks(choose(routed, "sm_90")) == (90, 16 + 32, 1)
+    assert choose(Problem("gemm", "bf16", 5760, 4, problems=32, routed=True, K=2880), "sm_90").path == "thin_64x8"
+    assert "split" not in choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").path  # one chunk
+    assert choose(Problem("gemm", "bf16", 4096, 12), "sm_86").path == "thin_64x16"  # 32x16 wants more shared memory
+    assert choose(Problem("gemm", "bf16", 4096, 2048), "sm_80").path == "thin_64x32"
+    assert choose(Problem("gemm", "fp16", 576, 512), "host", fast=True).path == "wide_128x128"
     assert choose(Problem("gemm", "bf16", 576, 16), "host", fast=True) == choose(
         Problem("gemm", "bf16", 576, 16), "host"
     )
-    assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").kernel == "dense_tile_bf16"
-    routed = Problem("gemm", "bf16", 5760, 32 * 40, problems=32, routed=True)
-    assert choose(routed, "sm_90").kernel == "gemm_wide_128x64_bf16"
-    assert routed.blocks(choose(routed, "sm_90")) == (45, 20 + 32, 1)
+    assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").path == "tile"
+    assert choose(Problem("dense", "bf16", 32, 256, K=2880), "sm_90").path == "small"
+
+
+def test_a_path_that_is_not_there_is_refused(device):
+    x, weight = data(2, 16, 32, "fp16", (120, 130))
+    x, weight = device.upload(x), Quantized(*map(device.upload, weight))
+    with pytest.raises(UserError, match="no path 'wide_256x128' for gemm and fp16 on .*; there are: .*small"):
+        functional.gemm(x, weight, path="wide_256x128", device=device)
 
 
 def test_more_tiles_than_a_grid_has_are_refused():
     problem = Problem("gemm", "bf16", 16, 65_535 * 128 + 1)
+    assert choose(problem, "sm_90").rows == 128
     with pytest.raises(UserError, match="up to 65535 tiles of 128 rows and as many matrices, not 8388481 rows"):
         problem.blocks(choose(problem, "sm_90"))

@@ -274,7 +274,7 @@ FAULTS = (
         symptom="a race: a stage is read before the other threads' copies have arrived",
         change=KernelChange(
             "gemm_thin.cuh",
-            "        __syncthreads();  // the stage has arrived; the one before has been read, and the sums before are there\n",
+            "        __syncthreads();  // the stage has arrived; the one before has been read\n",
             "",
         ),
         op="gemm",

@@ -48,12 +48,14 @@ GEMM = (
         for dtype in ("bf16", "fp16")
     ),
 )
-PATHS = ("deep", "small", "thin_32x16", "thin_32x32", "thin_64x8", "thin_64x16", "thin_64x32")
+PATHS = ("deep", "small", "thin_32x16", "thin_32x32", "thin_64x8", "thin_64x16", "thin_64x32", "thin_64x64")
 WIDE_PATHS = ("split_64x32", "wide_128x64", "wide_128x128", "wide_256x128")
-GEMM += tuple(  # every kernel, whatever the shape would take; bfloat16 alone has the largest tile
+_BF16 = ("thin_64x64", "wide_256x128")
+GEMM += tuple(  # every kernel, whatever the shape would take
     Case("gemm", shape, regime=regime, dtype=dtype, options=(*output, f"path={path}"))
     for path, shape, chosen, output in (
         ("wide_128x64", (33, 70, 160), REGIMES, ("fp32",)),
+        ("wide_128x64", (33, 70, 1120), ("extreme",), ("fp32",)),
         *((path, (33, 70, 1120), ("normal", "extreme", "nan"), ("fp32",)) for path in ("split_64x32", "thin_64x32")),
         *((path, (65, 129, 416), ("normal",), ()) for path in WIDE_PATHS),
         *((path, (33, 40, 1024), ("normal",), ()) for path in (*WIDE_PATHS, "thin_32x32")),  # sixteen scales at once
@@ -61,7 +63,7 @@ GEMM += tuple(  # every kernel, whatever the shape would take; bfloat16 alone ha
     )
     for regime in chosen
     for dtype in ("bf16", "fp16")
-    if (path, dtype) != ("wide_256x128", "fp16")
+    if dtype == "bf16" or path not in _BF16
 )
 GEMM_BIAS = tuple(
     Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)
@@ -237,7 +239,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
     def build(M: int, N: int, blocks: int, regime: str, dtype: str, bias: bool, narrow: bool, seed: int) -> Case:
         shape = (1 + seed % 4, 1 + M // 4, N, 32 * blocks) if name == "gemm_batch" else (M, N, 32 * blocks)
         with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent", "dense") else ()
-        named = (*WIDE_PATHS, *PATHS) if dtype == "bf16" else (*WIDE_PATHS[:-1], *PATHS)
+        named = [path for path in (*WIDE_PATHS, *PATHS) if dtype == "bf16" or path not in _BF16]
         path = (f"path={named[seed // 2 % len(named)]}",) if name == "gemm" and seed % 2 else ()
         options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)), *path)
         return Case(name, shape, regime=regime, dtype=dtype, seed=seed, options=options)

@@ -46,10 +46,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="gate-and-up-not-alternating",
         seen_in="sglang PR 26884",
-        symptom="fluent nonsense: interleaved gate and up are read as two halves",
-        change=KernelChange(
-            "ffn.cu", "    const T* in = x + row * 2 * I;", "    const T* in = x + row * 2 * I;\n    interleaved = 0;"
-        ),
+        symptom="fluent nonsense: interleaved gate and up are read as two halves, and halves as interleaved",
+        change=KernelChange("ffn.cu", "    if (interleaved) {", "    if (!interleaved) {"),
         op="swiglu",
         detector="bound",
     ),
@@ -59,8 +57,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="up is taken first",
         change=KernelChange(
             "ffn.cu",
-            "swiglu_limited(widen(gate), widen(up), alpha, limit)",
-            "swiglu_limited(widen(up), widen(gate), alpha, limit)",
+            "swiglu_limited(widen(pair.gate), widen(pair.up), alpha, limit)",
+            "swiglu_limited(widen(pair.up), widen(pair.gate), alpha, limit)",
         ),
         op="swiglu",
         detector="bound",

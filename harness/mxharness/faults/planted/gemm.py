@@ -269,19 +269,6 @@ FAULTS = (
         undefined=True,
     ),
     Fault(
-        name="barrier-dropped-thin",
-        seen_in="any kernel with asynchronous copies",
-        symptom="a race: a stage is read before the other threads' copies have arrived",
-        change=KernelChange(
-            "gemm_thin.cuh",
-            "        __syncthreads();  // the stage has arrived; the one before has been read\n",
-            "",
-        ),
-        op="gemm",
-        detector="bound",
-        undefined=True,
-    ),
-    Fault(
         name="copies-not-awaited-thin",
         seen_in="any kernel with asynchronous copies",
         symptom="the newest stage but one is read while it is still on its way",

@@ -169,7 +169,7 @@ def test_choices_know_problems_columns_devices_and_modes():
 def test_a_path_that_is_not_there_is_refused(device):
     x, weight = data(2, 16, 32, "fp16", (120, 130))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    with pytest.raises(UserError, match="no path 'wide_256x128' for gemm and fp16 on .*; there are: .*small"):
+    with pytest.raises(UserError, match=r"no path 'wide_256x128' for gemm and fp16 on .*; there are: .*small"):
         functional.gemm(x, weight, path="wide_256x128", device=device)
 
 

@@ -281,8 +281,8 @@ def test_a_workspace_that_nothing_wrote_is_named():
     """moe_forward's products read what its activation wrote."""
     case = min(find("moe_forward").cases, key=lambda case: case.shape)
     change = (
-        "    if (i >= count) return;\n    const long long row",
-        "    if (i >= count - 1) return;\n    const long long row",
+        "    if (i >= count) return;\n    struct alignas",
+        "    if (i >= count - 1) return;\n    struct alignas",
     )
     execution = run("ffn.cu", *change, case, checks=frozenset(["initcheck"]))
     assert ", which nothing has written" in execution.violations[0]

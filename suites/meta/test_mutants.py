@@ -113,12 +113,12 @@ def test_a_sample_is_spread_and_repeats():
 def test_a_file_reaches_what_launches_from_it():
     assert shipped().included("moe.cu") == {"moe.cu", "convert.cuh", "math.cuh", "warp.cuh"}
     assert set(units(shipped(), "warp.cuh")) == {
-        *("attention.cu", "attention_many.cu", "attention_wide.cu", "gemm.cu", "gemm_wide.cu", "lm_head.cu", "moe.cu"),
-        *("norm.cu", "kv_cache.cu", "quantize.cu"),
+        *("attention.cu", "attention_many.cu", "attention_wide.cu", "gemm.cu", "gemm_thin.cu", "gemm_wide.cu"),
+        *("kv_cache.cu", "lm_head.cu", "moe.cu", "norm.cu", "quantize.cu"),
     }
-    assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", "gemm_wide.cu", "ffn.cu"}
+    assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", "gemm_thin.cu", "ffn.cu"}
     assert launches("quantize", "host") == {"quantize.cu"}
-    assert launches("gemm", "host") == {"gemm.cu", "gemm_wide.cu"}  # by its shapes of many rows alone
+    assert launches("gemm", "host") == {"gemm.cu", "gemm_thin.cu", "gemm_wide.cu"}  # by cases that name a path
 
 
 CODES = "const int count = min(COUNT, left);"

@@ -50,6 +50,7 @@ FORWARD = (
             ((70, 32, 32, 64), "normal", ("k=4",)),
             ((70, 6, 96, 32), "outliers", ("crowded", "k=3")),
             ((2, 4, 64, 160), "positive", ("k=4",)),
+            ((40, 4, 32, 1024), "positive", ("k=4",)),  # features for the kernels of many blocks
         )
         for dtype in ("bf16", "fp16")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -232,7 +233,7 @@ def test_each_check_sees_what_is_its_own(statement, checks, sentence):
 
 @pytest.mark.parametrize("place", BARRIERS)
 def test_a_missing_barrier_is_a_race(place):
-    """Of these, the first two had gone unnoticed: the order of fibers happened to be right."""
+    """Of these, the second goes unnoticed without: the order of fibers happens to be right."""
     text, sentence = BARRIERS[place]
     old = f"        __syncthreads();  // {text}\n"
     execution = run("attention_few.cuh", old, "", ATTENTION, checks=frozenset(["racecheck"]))
@@ -240,16 +241,20 @@ def test_a_missing_barrier_is_a_race(place):
     assert "without a barrier between: thread (" in execution.violations[0]
 
 
+READ_AND_WRITTEN = re.compile("a read and a write|a write and a read")  # whichever comes first
+
+
 def test_a_race_between_blocks_is_seen_and_one_between_equal_values_is_none():
     case = Case("quantize", (400, 64), dtype="fp32")
     race = run(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = block;\n", case, checks=frozenset(["racecheck"]))
     assert "two writes of the same 1 byte, byte 0 of scales, without a barrier between" in race.violations[0]
     same = run(*QUANTIZE, f"{QUANTIZE[1]}    codes[0] = 1;\n", case, checks=frozenset(["racecheck"]))
-    assert "a write and a read" not in " ".join(same.violations)
+    assert READ_AND_WRITTEN.search(" ".join(same.violations)) is None
     read = run(
         *QUANTIZE, f"{QUANTIZE[1]}    if (block) scales[block] = scales[0];\n", case, checks=frozenset(["racecheck"])
     )
-    assert "a write and a read of the same 1 byte, byte 0 of scales" in read.violations[0]
+    assert READ_AND_WRITTEN.search(read.violations[0])
+    assert "of the same 1 byte, byte 0 of scales" in read.violations[0]
 
 
 SHARED = ("norm.cu", "    __shared__ float scratch[THREADS / WARP];\n")
@@ -290,13 +295,14 @@ def test_a_workspace_that_nothing_wrote_is_named():
 
 @pytest.mark.parametrize("place", ["before the chunk maximum", "before P V"])
 def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
-    """What racecheck proves, other bits show, which ascending order never did."""
+    """What racecheck proves, other bits show; of the second ascending order knows nothing."""
     text = BARRIERS[place][0]
     broken = host.open_device(shipped().replaced("attention_few.cuh", f"        __syncthreads();  // {text}\n", ""))
     op, case = find("attention"), Case("attention", (2, 1, 8, 1, 128, 65), options=("sinks",))
     inputs = op.make_inputs(case)
     right = digest(execute(op, case, host.open_device(), inputs).outputs)
-    assert digest(execute(op, case, broken, inputs).outputs) == right
+    if place == "before P V":
+        assert digest(execute(op, case, broken, inputs).outputs) == right
     for seed in (1, 2, 3):
         assert digest(execute(op, case, host.open_device().configured(seed=seed), inputs).outputs) == right
         assert digest(execute(op, case, broken.configured(seed=seed), inputs).outputs) != right, seed
@@ -304,7 +310,7 @@ def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
 
 def test_a_drawn_order_is_the_same_again_and_visits_every_block_once():
     case, op = Case("quantize", (400, 64), dtype="fp32"), find("quantize")
-    device = host.open_device(shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = block;\n"))
+    device = host.open_device(shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = blockIdx.x;\n"))
     inputs = op.make_inputs(case)
     left = [
         int(
@@ -314,6 +320,6 @@ def test_a_drawn_order_is_the_same_again_and_visits_every_block_once():
         )
         for seed in (0, 0, 5, 5, 6)
     ]
-    assert left[0] == left[1] == 799 % 256
+    assert left[0] == left[1] == 3  # the last of four
     assert left[2] == left[3]
     assert len(set(left)) > 1

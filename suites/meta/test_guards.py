@@ -15,10 +15,12 @@ from mxharness.device import guard, host
 from mxharness.device.host import CHECKS
 from mxharness.device.source import shipped
 from mxharness.errors import OutOfBounds
-from mxharness.execution import Fenced, execute
+from mxharness.execution import Fenced, execute, fetched
 from mxharness.judge import digest
 from mxharness.op import Case
 from mxharness.ops import find
+
+from .pretended import GPU, gpu
 
 QUANTIZE = ("quantize.cu", "    scales[block] = static_cast<std::uint8_t>(s);\n")
 SMALL = Case("quantize", (2, 64), dtype="fp32")
@@ -101,6 +103,21 @@ def test_guarded_memory_is_given_back_when_its_last_tensor_is_gone():
     part.fill_(1)
     del part
     assert address not in mappings()
+
+
+def test_what_comes_from_a_gpu_in_one_transfer_is_what_was_there():
+    made = [torch.tensor([True, False, True]), torch.randn(2, 3, dtype=torch.float64), torch.empty(0, 4).half()]
+    made += [
+        torch.randint(0, 256, (5,), dtype=torch.uint8),
+        torch.randn(7).bfloat16().t(),
+        torch.arange(6).view(2, 3).t(),
+    ]
+    with gpu():
+        got = fetched([tensor.to(GPU) for tensor in made])
+    for tensor, other in zip(made, got, strict=True):
+        assert type(other) is torch.Tensor
+        assert other.dtype == tensor.dtype
+        assert torch.equal(other, tensor)
 
 
 def test_tensors_of_others_are_guarded_too_and_get_what_was_written():

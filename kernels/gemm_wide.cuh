@@ -153,8 +153,9 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
 #pragma unroll
                 for (int block = 0; block < blocks; ++block) {
                     auto& sum = sums[scaled_blocks && !any_scale ? block % 2 : 0];
-                    // Past K there are zeros, which change no bit; on the CPU they are left out.
-                    const int columns = c * STAGE_K + block * MX_BLOCK < K ? live : 0;
+                    // Past K there are zeros, which change no bit, and past the features nobody's rows; on the CPU both are left out.
+                    const bool wanted = c * STAGE_K + block * MX_BLOCK < K && (group * MB + mb) * GROUP_ROWS < features_live;
+                    const int columns = wanted ? live : 0;
                     if (block == 0) now[0] = words[0], now[1] = words[1];
                     group_fence();
 #pragma unroll

@@ -101,6 +101,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
         own += ids[entry] == expert;
     }
     const int offset = block_reduce<GROUP_THREADS>(smaller, Sum(), scratch);
+    __syncthreads();  // scratch has been read
     int at = offset + sum_before(own, scratch);
     for (int entry = first; entry < end; ++entry)
         if (ids[entry] == expert) entries[at++] = entry;

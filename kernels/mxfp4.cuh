@@ -48,14 +48,7 @@ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __nv_bfloa
     const float high = __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
     return __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u);
 }
-inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) {
-    const auto product = [](std::uint32_t x, std::uint32_t y) {
-        const __half_raw first{static_cast<unsigned short>(x)}, second{static_cast<unsigned short>(y)};
-        const __half_raw rounded = __float2half_rn(__half2float(first) * __half2float(second));
-        return static_cast<std::uint32_t>(rounded.x);
-    };
-    return product(a & 0xffffu, b & 0xffffu) | product(a >> 16, b >> 16) << 16;
-}
+inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b, __half) { return cpu::multiply_halves(a, b); }
 #endif
 
 // The eight codes of a word as four pairs of T, code j with code j + 4, not yet to scale: with its three bits astride the

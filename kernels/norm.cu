@@ -37,7 +37,7 @@ __device__ inline Row<T> add_residual(T* y, T* sum, const T* x, const T* residua
     return {(residual != nullptr ? sum : x) + first, y + first, K, wide};
 }
 
-// The mean over the row of what `term` makes of an element.
+// The mean over the row of what `term` makes of an element. Each `term` has scratch of its own.
 template <int THREADS, class T, class Term> __device__ inline float mean(const Row<T>& row, Term term) {
     __shared__ float scratch[THREADS / WARP];
     float total = 0.0f;

@@ -107,15 +107,34 @@ struct Max {
 };
 
 // Over the lanes whose number differs in the bits of `width` - 1 only (32: the whole warp; 4: groups of four).
+#ifdef __CUDACC__
 template <int width = WARP, class V, class Combine> __device__ inline V warp_reduce(V value, Combine combine) {
     const int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int distance = width / 2; distance > 0; distance /= 2) value = combine(value, shuffle(value, lane ^ distance));
     return value;
 }
+#else
+namespace cpu {
+// The same exchanges for all lanes at once: one meeting of the warp instead of one for each distance.
+template <int width, class V, class Combine> void reduce_warp(void* const* deposits) {
+    V values[WARP], next[WARP];
+    for (int lane = 0; lane < WARP; ++lane) values[lane] = *static_cast<V*>(deposits[lane]);
+    for (int distance = width / 2; distance > 0; distance /= 2) {
+        for (int lane = 0; lane < WARP; ++lane) next[lane] = Combine()(values[lane], values[lane ^ distance]);
+        std::memcpy(values, next, sizeof values);
+    }
+    for (int lane = 0; lane < WARP; ++lane) *static_cast<V*>(deposits[lane]) = values[lane];
+}
+}  // namespace cpu
+template <int width = WARP, class V, class Combine> inline V warp_reduce(V value, Combine) {
+    cpu::warp_collective(&value, &cpu::reduce_warp<width, V, Combine>);
+    return value;
+}
+#endif
 
 // Over a one-dimensional block of THREADS: warps by butterfly, then the warps' results in ascending order.
-// `scratch` is shared memory; it may be used again after the call.
+// `scratch` is shared memory, which may not be used again after the call without a barrier.
 template <int THREADS, class V, class Combine>
 __device__ inline V block_reduce(V value, Combine combine, V (&scratch)[THREADS / WARP]) {
     value = warp_reduce(value, combine);
@@ -123,6 +142,5 @@ __device__ inline V block_reduce(V value, Combine combine, V (&scratch)[THREADS 
     __syncthreads();
     value = scratch[0];
     for (int warp = 1; warp < THREADS / WARP; ++warp) value = combine(value, scratch[warp]);
-    __syncthreads();
     return value;
 }

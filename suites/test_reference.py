@@ -28,6 +28,12 @@ CONFIGS = [LLAMA, replace(LLAMA, tied=False), GPT_OSS, replace(GPT_OSS, tied=Tru
 NAMES = ["llama", "llama-untied", "gpt-oss", "gpt-oss-tied-plain"]
 
 
+@pytest.fixture(autouse=True)
+def few_queries_at_once(monkeypatch):
+    """So that the short sequences here are computed in parts, as long ones are."""
+    monkeypatch.setattr(reference, "QUERIES", 7)
+
+
 def random_weights(config, seed=0):
     """At a scale that gives logits of a few units, sharp attention, and gates on both sides of the limit."""
     generator = torch.Generator().manual_seed(seed)

@@ -38,6 +38,7 @@ template <class Asked, unsigned most> class Pending {
 public:
     unsigned groups = 0;  // begun and ended
 
+    explicit Pending(Asked (&ring)[most]) : ring_(ring) {}
     bool empty() const { return first_ == end_; }
     bool full() const { return size() == most; }
     unsigned size() const { return end_ - first_; }
@@ -48,9 +49,11 @@ public:
 
 private:
     unsigned first_ = 0, end_ = 0;
-    Asked ring_[most];
+    Asked* const ring_;
 };
-struct Copies : Pending<Copy, 256> {
+constexpr unsigned MOST_COPIES = 256, MOST_STEPS = 16;
+struct Copies : Pending<Copy, MOST_COPIES> {
+    using Pending::Pending;
     bool late = false;  // or they are made at once, and there are never any
 };
 struct Steps;
@@ -63,7 +66,8 @@ struct GroupStep {  // of a warpgroup's tensor core, one lane's part (warpgroup.
     bool first, across;  // across: rows of the tile are the k
     unsigned group;
 };
-struct Steps : Pending<GroupStep, 16> {
+struct Steps : Pending<GroupStep, MOST_STEPS> {
+    using Pending::Pending;
     unsigned due = 0;  // to be made now
 };
 
@@ -73,8 +77,10 @@ struct Thread {  // the CUDA thread that the running fiber executes
     dim3 block_size, grid_size;
     int lane, warp;
     Worker* worker;
-    Copies copies;
-    Steps steps;
+    Copies copies{copy_ring};
+    Steps steps{step_ring};
+    Copy copy_ring[MOST_COPIES];  // last: what every switch reads lies close together
+    GroupStep step_ring[MOST_STEPS];
 };
 
 extern CPU_SHARED __thread Thread* self;
@@ -189,6 +195,24 @@ inline float from_half(__half x) {
     std::uint16_t bits;
     std::memcpy(&bits, &x, 2);
     return (bits & 0x7fffu) > 0x7c00u ? __uint_as_float(0x7fffffffu) : _cvtsh_ss(bits);
+}
+// __hmul2 of two pairs.
+inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b) {
+    const auto wide = [](std::uint32_t pair) { return _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(pair))); };
+    const __m128 product = _mm_mul_ps(wide(a), wide(b));
+    const __m128i rounded = _mm_cvtps_ph(product, _MM_FROUND_TO_NEAREST_INT);
+    const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(product, product)), nans = _mm_packs_epi32(nan, nan);
+    return static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_blendv_epi8(rounded, _mm_set1_epi16(0x7fff), nans)));
+}
+#else
+inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b) {
+    const auto half = [](std::uint32_t x, std::uint32_t y) {
+        const __half product = __float2half_rn(__half2float(from_bits<__half>(x)) * __half2float(from_bits<__half>(y)));
+        std::uint16_t bits;
+        std::memcpy(&bits, &product, 2);
+        return std::uint32_t{bits};
+    };
+    return half(a, b) | half(a >> 16, b >> 16) << 16;
 }
 #endif
 }  // namespace cpu

@@ -70,9 +70,11 @@ inline int exponent_of(float x, int smallest) {
     return e < smallest ? smallest : e;
 }
 
-// |x| / 2^(e - 23), an integer below 2^24.
+// |x| / 2^(e - 23), an integer below 2^24: e is x's exponent, or its type's smallest.
 inline std::int64_t significand_of(float x, int e) {
-    return static_cast<std::int64_t>(std::ldexp(static_cast<double>(std::fabs(x)), 23 - e));
+    const std::uint32_t bits = __float_as_uint(x) & 0x7fffffffu, stored = bits >> 23;
+    const std::int64_t significand = (bits & 0x7fffffu) | (stored != 0 ? 0x800000u : 0u);
+    return significand >> (e - (stored != 0 ? static_cast<int>(stored) - 127 : -126));
 }
 
 // magnitude / 2^shift of a number with this sign, rounded as `rule` says; shift > 0.
@@ -127,7 +129,10 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
     if (unit < -149) unit = -149;
     const int shift = unit - (largest - FRACTION_BITS);
     magnitude = shift > 0 ? shifted(magnitude, shift, sum < 0, CPU_MMA_ROUNDING) : magnitude << -shift;
-    const double value = std::ldexp(static_cast<double>(magnitude), unit);
+    const std::int64_t power = std::int64_t{unit + 1023} << 52;  // 2^unit
+    double value;
+    std::memcpy(&value, &power, sizeof value);
+    value *= static_cast<double>(magnitude);
     const float result = value >= 0x1p128 ? std::numeric_limits<float>::infinity() : static_cast<float>(value);
     return sum < 0 ? -result : result;
 }

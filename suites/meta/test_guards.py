@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from mxharness.device import guard, host
 from mxharness.device.host import CHECKS
 from mxharness.device.source import shipped
 from mxharness.errors import OutOfBounds
-from mxharness.execution import Fenced, execute
+from mxharness.execution import Fenced, execute, fetched
 from mxharness.judge import digest
 from mxharness.op import Case
 from mxharness.ops import find
+
+from .pretended import GPU, gpu
 
 QUANTIZE = ("quantize.cu", "    scales[block] = static_cast<std::uint8_t>(s);\n")
 SMALL = Case("quantize", (2, 64), dtype="fp32")
@@ -100,6 +103,21 @@ def test_guarded_memory_is_given_back_when_its_last_tensor_is_gone():
     part.fill_(1)
     del part
     assert address not in mappings()
+
+
+def test_what_comes_from_a_gpu_in_one_transfer_is_what_was_there():
+    made = [torch.tensor([True, False, True]), torch.randn(2, 3, dtype=torch.float64), torch.empty(0, 4).half()]
+    made += [
+        torch.randint(0, 256, (5,), dtype=torch.uint8),
+        torch.randn(7).bfloat16().t(),
+        torch.arange(6).view(2, 3).t(),
+    ]
+    with gpu():
+        got = fetched([tensor.to(GPU) for tensor in made])
+    for tensor, other in zip(made, got, strict=True):
+        assert type(other) is torch.Tensor
+        assert other.dtype == tensor.dtype
+        assert torch.equal(other, tensor)
 
 
 def test_tensors_of_others_are_guarded_too_and_get_what_was_written():
@@ -232,7 +250,7 @@ def test_each_check_sees_what_is_its_own(statement, checks, sentence):
 
 @pytest.mark.parametrize("place", BARRIERS)
 def test_a_missing_barrier_is_a_race(place):
-    """Of these, the first two had gone unnoticed: the order of fibers happened to be right."""
+    """Of these, the second goes unnoticed without: the order of fibers happens to be right."""
     text, sentence = BARRIERS[place]
     old = f"        __syncthreads();  // {text}\n"
     execution = run("attention_few.cuh", old, "", ATTENTION, checks=frozenset(["racecheck"]))
@@ -240,16 +258,20 @@ def test_a_missing_barrier_is_a_race(place):
     assert "without a barrier between: thread (" in execution.violations[0]
 
 
+READ_AND_WRITTEN = re.compile("a read and a write|a write and a read")  # whichever comes first
+
+
 def test_a_race_between_blocks_is_seen_and_one_between_equal_values_is_none():
     case = Case("quantize", (400, 64), dtype="fp32")
     race = run(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = block;\n", case, checks=frozenset(["racecheck"]))
     assert "two writes of the same 1 byte, byte 0 of scales, without a barrier between" in race.violations[0]
     same = run(*QUANTIZE, f"{QUANTIZE[1]}    codes[0] = 1;\n", case, checks=frozenset(["racecheck"]))
-    assert "a write and a read" not in " ".join(same.violations)
+    assert READ_AND_WRITTEN.search(" ".join(same.violations)) is None
     read = run(
         *QUANTIZE, f"{QUANTIZE[1]}    if (block) scales[block] = scales[0];\n", case, checks=frozenset(["racecheck"])
     )
-    assert "a write and a read of the same 1 byte, byte 0 of scales" in read.violations[0]
+    assert READ_AND_WRITTEN.search(read.violations[0])
+    assert "of the same 1 byte, byte 0 of scales" in read.violations[0]
 
 
 SHARED = ("norm.cu", "    __shared__ float scratch[THREADS / WARP];\n")
@@ -290,13 +312,14 @@ def test_a_workspace_that_nothing_wrote_is_named():
 
 @pytest.mark.parametrize("place", ["before the chunk maximum", "before P V"])
 def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
-    """What racecheck proves, other bits show, which ascending order never did."""
+    """What racecheck proves, other bits show; of the second ascending order knows nothing."""
     text = BARRIERS[place][0]
     broken = host.open_device(shipped().replaced("attention_few.cuh", f"        __syncthreads();  // {text}\n", ""))
     op, case = find("attention"), Case("attention", (2, 1, 8, 1, 128, 65), options=("sinks",))
     inputs = op.make_inputs(case)
     right = digest(execute(op, case, host.open_device(), inputs).outputs)
-    assert digest(execute(op, case, broken, inputs).outputs) == right
+    if place == "before P V":
+        assert digest(execute(op, case, broken, inputs).outputs) == right
     for seed in (1, 2, 3):
         assert digest(execute(op, case, host.open_device().configured(seed=seed), inputs).outputs) == right
         assert digest(execute(op, case, broken.configured(seed=seed), inputs).outputs) != right, seed
@@ -304,7 +327,7 @@ def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
 
 def test_a_drawn_order_is_the_same_again_and_visits_every_block_once():
     case, op = Case("quantize", (400, 64), dtype="fp32"), find("quantize")
-    device = host.open_device(shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = block;\n"))
+    device = host.open_device(shipped().replaced(*QUANTIZE, f"{QUANTIZE[1]}    scales[0] = blockIdx.x;\n"))
     inputs = op.make_inputs(case)
     left = [
         int(
@@ -314,6 +337,6 @@ def test_a_drawn_order_is_the_same_again_and_visits_every_block_once():
         )
         for seed in (0, 0, 5, 5, 6)
     ]
-    assert left[0] == left[1] == 799 % 256
+    assert left[0] == left[1] == 3  # the last of four
     assert left[2] == left[3]
     assert len(set(left)) > 1

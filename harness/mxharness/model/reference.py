@@ -33,6 +33,8 @@ Weights = Mapping[str, torch.Tensor]
 """By the names of `config.weights`, all of one floating dtype and on one device."""
 Ffn = Callable[["ModelConfig", Weights, torch.Tensor], torch.Tensor]
 """(config, the layer's weights by their last names, x (R, hidden)) -> (R, hidden)."""
+QUERIES = 64
+"""That are computed with together: what a query attends to ends with it, so the first ones cost less than the last."""
 
 
 def hidden_states(config: ModelConfig, weights: Weights, ids: torch.Tensor, ffn: Ffn | None = None) -> torch.Tensor:
@@ -42,10 +44,12 @@ def hidden_states(config: ModelConfig, weights: Weights, ids: torch.Tensor, ffn:
     """
     x = weights["embedding"][ids]  # (B, T, hidden)
     turns = rope_table(ids.shape[1], config.head_size, config.rope_base, scaling=config.yarn).to(x)
-    for i in range(config.layers):
+    windows = [config.window(i) for i in range(config.layers)]
+    unseen = {window: _unseen(ids.shape[1], window).to(x.device) for window in set(windows)}
+    for i, window in enumerate(windows):
         prefix = f"layers.{i}."
         layer = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        x = x + _attention(config, layer, _norm(config, x, layer["attention_norm"]), turns, config.window(i))
+        x = x + _attention(config, layer, _norm(config, x, layer["attention_norm"]), turns, unseen[window])
         normed = _norm(config, x, layer["ffn_norm"])
         x = x + (ffn or feed_forward)(config, layer, normed.flatten(0, 1)).view_as(x)
     return _norm(config, x, weights["final_norm"])
@@ -151,8 +155,14 @@ def _norm(config: ModelConfig, x: torch.Tensor, gain: torch.Tensor) -> torch.Ten
     return (wide * (wide.square().mean(dim=-1, keepdim=True) + config.norm_epsilon).rsqrt() * gain).to(x.dtype)
 
 
+def _unseen(length: int, window: int | None) -> torch.Tensor:
+    """(T, T) bool: which keys a query does not attend to, later ones and those before its window."""
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    return ~(seen if window is None else seen.triu(1 - window))
+
+
 def _attention(
-    config: ModelConfig, layer: Weights, x: torch.Tensor, turns: torch.Tensor, window: int | None
+    config: ModelConfig, layer: Weights, x: torch.Tensor, turns: torch.Tensor, unseen: torch.Tensor
 ) -> torch.Tensor:
     """Causal attention of normed states x (B, T, hidden); heads // kv_heads queries share a key and a value."""
     batch, length, _ = x.shape
@@ -161,19 +171,21 @@ def _attention(
         projected = linear(x, layer[what], layer.get(f"{what}_bias"))
         return projected.view(batch, length, -1, config.head_size).transpose(1, 2)
 
-    shared = config.heads // config.kv_heads
-    q, k = _rotate(heads("q"), turns), _rotate(heads("k"), turns).repeat_interleave(shared, dim=1)
-    scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(config.head_size))  # (B, H, T, T)
-    seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    if window is not None:
-        seen = seen.triu(1 - window)
-    scores = scores.masked_fill(~seen, -math.inf)
-    if "sinks" in layer:  # one more column, which every query may attend to and which has no value
-        sinks = layer["sinks"].to(scores).view(-1, 1, 1).expand(batch, -1, length, 1)
-        attention = torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        attention = scores.softmax(dim=-1)
-    mixed = attention @ heads("v").repeat_interleave(shared, dim=1)
+    shape = (batch, config.kv_heads, config.heads // config.kv_heads)
+    q = (_rotate(heads("q"), turns) * (1 / math.sqrt(config.head_size))).view(*shape, length, -1)
+    k, v = _rotate(heads("k"), turns), heads("v")
+    parts = []
+    for first in range(0, length, QUERIES):
+        rows, keys = slice(first, first + QUERIES), slice(first + QUERIES)  # which none of these looks past
+        scores = q[..., rows, :].flatten(2, 3) @ k[..., keys, :].mT
+        scores = scores.view(*shape, -1, scores.shape[-1]).masked_fill_(unseen[rows, keys], -math.inf)
+        if "sinks" in layer:  # one more column, which every query may attend to and which has no value
+            sinks = layer["sinks"].to(scores).view(*shape[1:], 1, 1).expand(*scores.shape[:-1], 1)
+            attention = torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+        else:
+            attention = scores.softmax(dim=-1)
+        parts.append((attention.flatten(2, 3) @ v[..., keys, :]).view(*shape, -1, config.head_size))
+    mixed = torch.cat(parts, dim=3).flatten(1, 2)  # (B, H, T, D)
     return linear(mixed.transpose(1, 2).flatten(2), layer["o"], layer.get("o_bias"))
 
 

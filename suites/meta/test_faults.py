@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from mxharness import cli, faults, paths
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.faults import FAULTS, alone, matrix, matrix_text, read_matrix, run_fault, select, where
+from mxharness.faults import FAULTS, alone, detectors, matrix, matrix_text, read_matrix, run_fault, select, where
 from mxharness.faults.detectors import DETECTORS, spent
 from mxharness.faults.planted.families import FAMILIES
 from mxharness.faults.planted.fault import FunctionChange, KernelChange
@@ -130,6 +131,22 @@ def test_a_process_is_given_up_for_what_stays_with_it():
     assert spent(("bound", "memory"), "cuda")
     assert not spent({"bound", ""}, "cuda")
     assert not spent({"crash", "memory"}, "host")
+
+
+@pytest.mark.parametrize(("device", "tried"), [("cuda", 1), ("host", 2)])
+def test_nothing_is_tried_on_a_gpu_after_a_crash(monkeypatch, device, tried):
+    seen = []
+
+    def execution(op, case, *_, told):
+        assert told
+        seen.append(case)
+        yield detectors.Finding("crash", case, "")
+
+    monkeypatch.setattr(detectors, "_of_an_execution", execution)
+    monkeypatch.setattr(detectors, "_again", lambda *_, **__: None)
+    cases = [(find("gemm"), case) for case in find("gemm").cases[:2]]
+    assert set(detectors.search_all(cases, SimpleNamespace(name=device))) == {"crash"}
+    assert len(seen) == tried
 
 
 def test_the_cheapest_cases_have_the_smallest_inputs_which_are_made_once():

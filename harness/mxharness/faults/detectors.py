@@ -151,13 +151,18 @@ def _chosen(name: str, cases: Sequence[tuple[Op, Case]], again: int | None) -> l
 
 
 def search_all(cases: Sequence[tuple[Op, Case]], device: Device) -> dict[str, Finding]:
-    """What each detector sees, by its name: every one of them is tried on every case until it sees something."""
+    """What each detector sees, by its name: every one of them is tried on every case until it sees something.
+
+    On a GPU nothing is tried after a crash, which leaves no context, or a kernel that runs on and on, to try it in.
+    """
     found: dict[str, Finding] = {}
     for op, case in cases:
         left = [name for name in OF_AN_EXECUTION if name not in found]
         for finding in _of_an_execution(op, case, device, left, None, told=True):
             if finding is not None:
                 found.setdefault(finding.detector, finding)
+        if "crash" in found and device.name == "cuda":
+            return found
     for name in (*_AGAIN, *CHECKED):
         for op, case in _chosen(name, cases, None):
             if finding := _again(name, op, case, device, strict=False):

@@ -26,27 +26,27 @@ using Bytes = const std::uint8_t*;
 extern "C" __global__ void __launch_bounds__(256, 4)
     gemm_small_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
                     const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 8, 1, 1, 1, 1>({y, bias, N, float_output}, x,
+    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 8>({y, bias, N, float_output}, x,
                                                                       Packed<__nv_bfloat16>{codes, scales, K},
                                                                       {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(256, 4)
     gemm_small_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
                     const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__half, Packed<__half>, 8, 1, 1, 1, 1>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
+    multiply_few<__half, Packed<__half>, 8>({y, bias, N, float_output}, x, Packed<__half>{codes, scales, K},
                                                         {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(512, 2)
     gemm_deep_bf16(void* y, const __nv_bfloat16* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
                    const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 16, 1, 1, 1, 1>({y, bias, N, float_output}, x,
+    multiply_few<__nv_bfloat16, Packed<__nv_bfloat16>, 16>({y, bias, N, float_output}, x,
                                                                        Packed<__nv_bfloat16>{codes, scales, K},
                                                                        {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(512, 2)
     gemm_deep_fp16(void* y, const __half* x, Bytes codes, Bytes scales, const float* bias, const int* offsets,
                    const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__half, Packed<__half>, 16, 1, 1, 1, 1>({y, bias, N, float_output}, x,
+    multiply_few<__half, Packed<__half>, 16>({y, bias, N, float_output}, x,
                                                          Packed<__half>{codes, scales, K},
                                                          {offsets, entries, problems, M, x_step, fan});
 }
@@ -54,14 +54,14 @@ extern "C" __global__ void __launch_bounds__(256)
     dense_small_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias,
                      const int* offsets, const int* entries, int problems, int M, int x_step, int fan, int N, int K,
                      int float_output) {
-    multiply_few<__nv_bfloat16, Dense<__nv_bfloat16>, 8, 1, 1, 1, 1>({y, bias, N, float_output}, x,
+    multiply_few<__nv_bfloat16, Dense<__nv_bfloat16>, 8>({y, bias, N, float_output}, x,
                                                                      Dense<__nv_bfloat16>{w, scales, K},
                                                                      {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(256)
     dense_small_fp16(void* y, const __half* x, const __half* w, Bytes scales, const float* bias, const int* offsets,
                      const int* entries, int problems, int M, int x_step, int fan, int N, int K, int float_output) {
-    multiply_few<__half, Dense<__half>, 8, 1, 1, 1, 1>({y, bias, N, float_output}, x, Dense<__half>{w, scales, K},
+    multiply_few<__half, Dense<__half>, 8>({y, bias, N, float_output}, x, Dense<__half>{w, scales, K},
                                                        {offsets, entries, problems, M, x_step, fan});
 }
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)

@@ -1,6 +1,5 @@
-// Few rows: a warp multiplies spans of 128 k of 16 MT features by 8 NT rows, with AHEAD spans of weights on their way
-// from memory. Either WARPS_K warps of a block take the spans of K in turn and leave their chunks' sums in shared memory,
-// or each of WARPS_N warps has features of its own and all of K.
+// Up to 8 rows: a block owns 16 features, a warp multiplies spans of 128 k of them. The WARPS warps of a block take the spans
+// of K in turn and leave their chunks' sums in shared memory.
 //
 // Four lanes read a span of a feature, each of them a block of 32 codes in one load. The tensor core wants 4 k of every
 // step of 16 in each of the four, so they exchange pieces of four codes. Inside a step the assignment of k to the
@@ -150,126 +149,77 @@ template <class T> struct Span<Dense<T>> {
     }
 };
 
-// Columns of tokens as `span` wants them, b[step][j]: of row 8 j + g the lane's 4 k of a step. Past K there are zeros.
-template <class T, bool alternate, int NT>
-__device__ inline void read_tokens(std::uint32_t (&b)[STEPS][NT][2], const T* const (&rows)[NT], int k, int K) {
+// Columns of tokens as `span` wants them, b[step]: of row g the lane's 4 k of a step. Past K there are zeros.
+template <class T, bool alternate> __device__ inline void read_tokens(std::uint32_t (&b)[STEPS][1][2], const T* row, int k, int K) {
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step)
-#pragma unroll
-        for (int j = 0; j < NT; ++j) {
-            uint2 piece = make_uint2(0, 0);
-            if (k + step * MMA_K < K) piece = *reinterpret_cast<const uint2*>(rows[j] + k + step * MMA_K);
-            b[step][j][0] = alternate ? __byte_perm(piece.x, piece.y, 0x5410) : piece.x;
-            b[step][j][1] = alternate ? __byte_perm(piece.x, piece.y, 0x7632) : piece.y;
-        }
+    for (int step = 0; step < STEPS; ++step) {
+        uint2 piece = make_uint2(0, 0);
+        if (k + step * MMA_K < K) piece = *reinterpret_cast<const uint2*>(row + k + step * MMA_K);
+        b[step][0][0] = alternate ? __byte_perm(piece.x, piece.y, 0x5410) : piece.x;
+        b[step][0][1] = alternate ? __byte_perm(piece.x, piece.y, 0x7632) : piece.y;
+    }
 }
 
-template <class T, class Weights, int WARPS_K, int WARPS_N, int MT, int NT, int AHEAD>
-__device__ inline void multiply_few(const Output<T>& output, const T* __restrict__ x, const Weights& weights,
-                                    const Rows& rows) {
+template <class T, class Weights, int WARPS>
+__device__ inline void multiply_few(const Output<T>& output, const T* __restrict__ x, const Weights& weights, const Rows& rows) {
     constexpr int chunk = Order<T>::chunk, PARTS = SPAN / chunk;  // chunks of a span
     static_assert(SPAN % chunk == 0 && chunk % MX_BLOCK == 0);
-    constexpr int TILE_N = 16 * MT, TILE_M = 8 * NT;
-    constexpr int PITCH = TILE_N + 4;  // spreads a warp's sums over the banks
-    constexpr int THREADS = WARPS_K * WARP, EACH = (TILE_N * TILE_M + THREADS - 1) / THREADS;
-    constexpr bool split = WARPS_K > 1;
-    static_assert(!split || WARPS_N == 1);
-    __shared__ float sums[split ? WARPS_K * PARTS : 1][TILE_M * PITCH];  // a round's, times their scale
+    constexpr int TILE_N = 16, TILE_M = 8, PITCH = TILE_N + 4;  // the pitch spreads a warp's sums over the banks
+    static_assert(TILE_N * TILE_M <= WARPS * WARP);
+    __shared__ float sums[WARPS * PARTS][TILE_M * PITCH];  // a round's, times their scale
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int warp_k = warp % WARPS_K, n0 = (blockIdx.x * WARPS_N + warp / WARPS_K) * TILE_N;
-    const int N = output.N, K = weights.K;
+    const int n0 = blockIdx.x * TILE_N, N = output.N, K = weights.K;
     Tile tile;
     if (!locate(tile, rows, TILE_M)) return;
     const int count = min(tile.count - tile.first, TILE_M);
 
     // Past the last feature or row the last or first is read instead: what comes of it is not written.
-    typename Span<Weights>::From from[MT];
-#pragma unroll
-    for (int i = 0; i < MT; ++i) {
-        const int first = min(n0 + 16 * i, N - 1);
-        from[i] = Span<Weights>::from(weights, static_cast<long long>(tile.problem) * N + first, N - 1 - first);
-    }
-    const T* tokens[NT];
-#pragma unroll
-    for (int j = 0; j < NT; ++j) tokens[j] = x + tile.x_row(8 * j + g < count ? 8 * j + g : 0) * K + 4 * t;
+    const int first = min(n0, N - 1);
+    const typename Span<Weights>::From from =
+        Span<Weights>::from(weights, static_cast<long long>(tile.problem) * N + first, N - 1 - first);
+    const T* const tokens = x + tile.x_row(g < count ? g : 0) * K + 4 * t;
 
-    const int chunks = (K + chunk - 1) / chunk, rounds = (K + WARPS_K * SPAN - 1) / (WARPS_K * SPAN);
-    Span<Weights> spans[AHEAD][MT];
-#pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ++ahead)
-#pragma unroll
-        for (int i = 0; i < MT; ++i) spans[ahead][i].read(from[i], (ahead * WARPS_K + warp_k) * SPAN, K);
+    const int chunks = (K + chunk - 1) / chunk, rounds = (K + WARPS * SPAN - 1) / (WARPS * SPAN);
+    Span<Weights> span;
+    span.read(from, warp * SPAN, K);
 
-    float total[MT][NT][4] = {};  // of a warp's features, where K is not split
-    float result[EACH] = {};      // where it is: of number threadIdx.x, + THREADS, .., a row's features first
-    for (int first = 0; first < rounds; first += AHEAD)
+    float result = 0;  // of number threadIdx.x, a row's features first
+    const int number = threadIdx.x, m = number / TILE_N, n = number % TILE_N;
+    for (int round = 0; round < rounds; ++round) {
+        const int k = (round * WARPS + warp) * SPAN;
+        if (k < K) {
+            std::uint32_t b[STEPS][1][2];
+            read_tokens<T, Span<Weights>::alternate>(b, tokens, k, K);
+            span.ready();
+            float sum[1][1][4] = {};
 #pragma unroll
-        for (int ahead = 0; ahead < AHEAD; ++ahead) {
-            const int round = first + ahead, k = (round * WARPS_K + warp_k) * SPAN;
-            if (round >= rounds) break;
-            if (k < K) {
-                std::uint32_t b[STEPS][NT][2];
-                read_tokens<T, Span<Weights>::alternate>(b, tokens, k, K);
+            for (int block = 0; block < BLOCKS; ++block) {
+                std::uint32_t both[2][4];
+                span.operands(both, block);
 #pragma unroll
-                for (int i = 0; i < MT; ++i) spans[ahead][i].ready();
-                float sum[MT][NT][4] = {};
+                for (int step = 0; step < 2; ++step) {
+                    const std::uint32_t a[1][4] = {{both[step][0], both[step][1], both[step][2], both[step][3]}};
+                    mma_step(Fragments<T, 1, 1>{sum, a, b[2 * block + step]});
+                }
+                if ((block + 1) % (BLOCKS / PARTS) != 0) continue;
+                const int part = warp * PARTS + block * PARTS / BLOCKS;
 #pragma unroll
-                for (int block = 0; block < BLOCKS; ++block) {
-                    std::uint32_t both[MT][2][4];
-#pragma unroll
-                    for (int i = 0; i < MT; ++i) spans[ahead][i].operands(both[i], block);
-#pragma unroll
-                    for (int step = 0; step < 2; ++step) {
-                        std::uint32_t a[MT][4];
-#pragma unroll
-                        for (int i = 0; i < 4 * MT; ++i) a[i / 4][i % 4] = both[i / 4][step][i % 4];
-                        mma_step(Fragments<T, MT, NT>{sum, a, b[2 * block + step]});
-                    }
-                    if ((block + 1) % (BLOCKS / PARTS) != 0) continue;
-                    const int part = warp_k * PARTS + block * PARTS / BLOCKS;
-#pragma unroll
-                    for (int i = 0; i < MT; ++i)
-#pragma unroll
-                        for (int j = 0; j < NT; ++j)
-#pragma unroll
-                            for (int r = 0; r < 4; ++r) {
-                                const int m = 8 * j + 2 * t + r % 2, n = 16 * i + g + 8 * (r / 2);
-                                const float scale = spans[ahead][i].scale(block, r / 2);
-                                if (!split) total[i][j][r] = add_chunk<T>(total[i][j][r], sum[i][j][r], scale);
-                                else sums[part][m * PITCH + n] = add_chunk<T>(0.0f, sum[i][j][r], scale);
-                                sum[i][j][r] = 0;
-                            }
+                for (int r = 0; r < 4; ++r) {
+                    const int row = 2 * t + r % 2, feature = g + 8 * (r / 2);
+                    sums[part][row * PITCH + feature] = add_chunk<T>(0.0f, sum[0][0][r], span.scale(block, r / 2));
+                    sum[0][0][r] = 0;
                 }
             }
-#pragma unroll
-            for (int i = 0; i < MT; ++i) spans[ahead][i].read(from[i], k + AHEAD * WARPS_K * SPAN, K);
-            if (!split) continue;
-            __syncthreads();
-            const int parts = min(WARPS_K * PARTS, chunks - round * WARPS_K * PARTS);
-#pragma unroll
-            for (int each = 0; each < EACH; ++each) {
-                const int number = threadIdx.x + each * THREADS;
-                if (number >= TILE_N * count) break;
-                const float* first_sum = &sums[0][number / TILE_N * PITCH + number % TILE_N];
+        }
+        span.read(from, k + WARPS * SPAN, K);
+        __syncthreads();
+        const int parts = min(WARPS * PARTS, chunks - round * WARPS * PARTS);
+        if (number < TILE_N * count) {
+            const float* first_sum = &sums[0][m * PITCH + n];
 #pragma unroll 4
-                for (int part = 0; part < parts; ++part)
-                    result[each] = __fadd_rn(result[each], first_sum[part * TILE_M * PITCH]);
-            }
-            __syncthreads();
+            for (int part = 0; part < parts; ++part) result = __fadd_rn(result, first_sum[part * TILE_M * PITCH]);
         }
-    if (!split) {
-#pragma unroll
-        for (int i = 0; i < MT; ++i)
-#pragma unroll
-            for (int j = 0; j < NT; ++j)
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-                    output.write(tile, 8 * j + 2 * t + r % 2, n0 + 16 * i + g + 8 * (r / 2), total[i][j][r]);
-    } else {
-#pragma unroll
-        for (int each = 0; each < EACH; ++each) {
-            const int number = threadIdx.x + each * THREADS;
-            if (number < TILE_N * count) output.write(tile, number / TILE_N, n0 + number % TILE_N, result[each]);
-        }
+        __syncthreads();
     }
+    if (number < TILE_N * count) output.write(tile, m, n0 + n, result);
 }

@@ -175,9 +175,9 @@ def test_data_that_prove_little_are_no_divergence(device):
 
 def test_a_kernel_that_never_ends_is_named():
     """On the host device, whatever device is tested: a GPU would lose its context."""
-    text = "            __syncthreads();\n            const int parts"
+    text = "        __syncthreads();\n        const int parts"
     broken = host.open_device(
-        shipped().replaced("gemm_few.cuh", text, "            if (threadIdx.x == 3) return;\n" + text)
+        shipped().replaced("gemm_few.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
     )
     report = diverge.run(toy.checkpoint(), broken, IDS.repeat(1, 4))
     assert not report.passed

@@ -96,8 +96,8 @@ def test_wrong_kernel_and_arguments_are_refused(cpu):
 
 
 def test_divergent_barrier_is_named_not_waited_for():
-    text = "            __syncthreads();\n            const int parts"
-    early = shipped().replaced("gemm_few.cuh", text, "            if (threadIdx.x == 3) return;\n" + text)
+    text = "        __syncthreads();\n        const int parts"
+    early = shipped().replaced("gemm_few.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
     device = host.open_device(early)
     case = find("gemm").cases[0]
     violations = execute(find("gemm"), case, device, find("gemm").make_inputs(case)).violations

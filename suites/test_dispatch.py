@@ -117,9 +117,14 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
 def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows, N):
     x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    kernels = {choose(Problem("gemm", dtype, N, each, K=160), device.device_class).kernel for each in (rows, rows + 1)}
-    assert len(kernels) == 2 or device.device_class not in dispatch.WGMMA
-    fewer, more = (functional.gemm(x[:each].contiguous(), weight, device=device) for each in (rows, rows + 1))
+    paths = [choose(Problem("gemm", dtype, N, each, K=160), "sm_90").path for each in (rows, rows + 1)]
+    assert paths[0] != paths[1]
+    if device.device_class not in dispatch.WGMMA:
+        paths = ["", ""]
+    fewer, more = (
+        functional.gemm(x[:each].contiguous(), weight, path=path, device=device)
+        for each, path in zip((rows, rows + 1), paths, strict=True)
+    )
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
 
 
@@ -158,10 +163,9 @@ def test_choices_know_problems_columns_devices_and_modes():
     assert "split" not in choose(Problem("gemm", "bf16", 4096, 64, K=128), "sm_90").path  # one chunk
     assert "32x" not in choose(Problem("gemm", "bf16", 4096, 12), "sm_86").path  # they want more shared memory
     assert choose(Problem("gemm", "bf16", 4096, 2048), "sm_80").path == "thin_64x32"
-    assert choose(Problem("gemm", "fp16", 576, 512), "host", fast=True).path == "wide_128x128"
-    assert choose(Problem("gemm", "bf16", 576, 16), "host", fast=True) == choose(
-        Problem("gemm", "bf16", 576, 16), "host"
-    )
+    assert choose(Problem("gemm", "fp16", 576, 512), "host").path == "wide_128x128"
+    assert choose(Problem("gemm", "bf16", 576, 17), "host").path == "wide_128x128"
+    assert choose(Problem("gemm", "bf16", 4096, 16), "host").path == "thin_32x16"
     assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").path == "tile"
     assert choose(Problem("dense", "bf16", 32, 256, K=2880), "sm_90").path == "small"
 

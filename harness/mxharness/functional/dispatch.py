@@ -1,8 +1,8 @@
 """Which kernel of gemm.cu, gemm_thin.cu and gemm_wide.cu multiplies, by shape and device: decided here alone.
 
 All of them follow the canonical order of kernels/mma.cuh, so a choice costs or saves time and changes no bit: results
-do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes the kernels
-that an H100 takes.
+do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes what an
+H100 takes for few rows, and one tile for more.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ MULTIPROCESSORS = 132
 SPLIT_K = 128
 """Up to so many columns, which are one chunk of K, Hopper's kernel that shares K out has nothing to share."""
 FEW_ROWS = 16
-"""From one more on the host's float32 mode takes FAST_TILE."""
-FAST_TILE = (128, 128)
-"""Features and rows in the host's float32 mode: (128, 64) takes half as long again on a core, (64, 32) three times."""
+"""From one more on the host device takes HOST_TILE."""
+HOST_TILE = (128, 128)
+"""Features and rows: (128, 64) takes half as long again on a core, (64, 32) three times."""
 _MOST_TILES = 65_535
 """Of a grid's second and third size, CUDA's limit."""
 WGMMA = ("host", "sm_90")
@@ -125,16 +125,13 @@ class Problem:
         return grid
 
 
-def choose(problem: Problem, device_class: str, *, fast: bool = False) -> Plan:
-    """The kernel for `problem` on a device of this class ("host", "sm_90", ..): of equals the first of `plans`.
-
-    fast: the host device's float32 mode, which imitates no GPU: the tile for which a CPU takes the least time.
-    """
+def choose(problem: Problem, device_class: str) -> Plan:
+    """The kernel for `problem` on a device of this class ("host", "sm_90", ..): of equals the first of `plans`."""
     found = plans(problem.kind, problem.dtype, device_class)
     if problem.K <= SPLIT_K:
         found = [plan for plan in found if "split" not in plan.kernel]
-    if fast and problem.rows_each > FEW_ROWS and problem.kind == "gemm":
-        found = [plan for plan in found if (plan.features, plan.rows) == FAST_TILE]
+    if device_class == "host" and problem.rows_each > FEW_ROWS and problem.kind == "gemm":
+        found = [plan for plan in found if (plan.features, plan.rows) == HOST_TILE]
     return min(found, key=lambda plan: microseconds(problem, plan))
 
 

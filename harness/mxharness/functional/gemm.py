@@ -236,10 +236,7 @@ def multiply(
     N, K = y.shape[-1], x.shape[-1]
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
     problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)
-    if path:
-        plan = named(path, problem, device.device_class)
-    else:
-        plan = choose(problem, device.device_class, fast=device.arithmetic == "float32")
+    plan = named(path, problem, device.device_class) if path else choose(problem, device.device_class)
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
         y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),

@@ -1,11 +1,14 @@
-// Many rows on Hopper, for heads of 64 or 128 and caches of 16 bits: a block of two warpgroups owns 128 rows, a warpgroup
-// 64 of them with all keys of a chunk and all columns of the output.
+// Many rows on Hopper, for heads of 64 or 128 and caches of 16 bits: a block of three warpgroups, or two, owns 192 rows, or
+// 128, a warpgroup 64 of them with all keys of a chunk and all columns of the output.
 //
-// While a warpgroup turns the scores of chunk c into weights the tensor core multiplies those of c - 1 by their values;
-// while it joins that to the output, queries by the keys of c + 1. All threads copy: four chunks lie in shared memory. In
-// chunk c, between its weights and the next scores, every warp of the block arrives at a meeting and waits for the others
-// to have arrived in chunk c - 1, so that the warpgroups may be up to a chunk apart. Whoever has arrived in chunk c
-//   has copied keys of c + 2 and values of c + 1, and read keys of c and values of c - 1
+// A warpgroup turns the scores of chunk c into weights; then the tensor core multiplies these by 64 columns of the values
+// and the queries by the keys of c + 1, while the weights are added up, and the other 64 columns while the first are joined to
+// the output. What it still waits for the other warpgroups have to fill: three are as many as registers allow.
+//
+// Four chunks lie in shared memory; the warpgroups take turns to copy one. In chunk c, after its weights, every warp of the
+// block arrives at a meeting and waits for the others to have arrived in chunk c - 1, so that the warpgroups may be up to a
+// chunk apart. When all have arrived in chunk c
+//   keys of c + 2 and values of c + 1 have been copied, and keys of c and values of c - 1 have been read
 // and whoever has waited in chunk c reads keys of c + 1 and values of c, and writes keys of c + 3 and values of c + 2
 // over keys of c - 1 and values of c - 2.
 #pragma once
@@ -15,7 +18,7 @@
 
 #include <utility>
 
-constexpr int WIDE_GROUPS = 2, WIDE_THREADS = WIDE_GROUPS * GROUP_THREADS, WIDE_ROWS = WIDE_GROUPS * GROUP_ROWS;
+constexpr int WIDE_GROUPS = 3;  // at most
 constexpr int WIDE_STAGES = 4;
 constexpr int TILE_BYTES = CHUNK * 128;  // of 64 rows and 64 columns
 
@@ -30,15 +33,16 @@ template <int D> struct alignas(1024) WideShared {
 // Where the 16-byte piece of a row lies in tiles of 64 columns.
 __device__ inline int place(int row, int piece) { return piece / 8 * TILE_BYTES + swizzled(row, piece % 8); }
 
-// A thread's share of chunks of keys or values on their way to shared memory; zeros past the length.
+// A thread's share of chunks of keys or values that its warpgroup copies to shared memory; zeros past the length.
 template <int D, class T> struct Loader {
-    static constexpr int PIECES = D / 8, STRIDE = WIDE_THREADS / PIECES;
+    static constexpr int PIECES = D / 8, STRIDE = GROUP_THREADS / PIECES;
     static_assert(STRIDE % 8 == 0);  // the rows of a thread have their piece at the same place
     const T* values;
     const T* first;  // this thread's first piece of chunk 0, where sequences are not in pages
 
     __device__ Loader(const T* from, const CacheRows& rows, const Tile& tile) : values(from), first(from) {
-        if (rows.table == nullptr) first += rows.at(tile.b, tile.head, threadIdx.x / PIECES) * D + threadIdx.x % PIECES * 8;
+        const int thread = threadIdx.x % GROUP_THREADS;
+        if (rows.table == nullptr) first += rows.at(tile.b, tile.head, thread / PIECES) * D + thread % PIECES * 8;
     }
     // to: where this thread's first piece goes
     template <int... i> __device__ void load_whole(unsigned char* to, int chunk, std::integer_sequence<int, i...>) const {
@@ -49,7 +53,7 @@ template <int D, class T> struct Loader {
         load_whole(to, chunk, std::make_integer_sequence<int, CHUNK / STRIDE>());
     }
     __device__ void load(unsigned char* to, int chunk, const CacheRows& rows, const Tile& tile) const {
-        const int piece = threadIdx.x % PIECES, row = chunk * CHUNK + threadIdx.x / PIECES;
+        const int piece = threadIdx.x % PIECES, row = chunk * CHUNK + threadIdx.x % GROUP_THREADS / PIECES;
 #pragma unroll 1
         for (int i = 0; i < CHUNK; i += STRIDE) {
             const bool valid = row + i < tile.length;
@@ -59,49 +63,54 @@ template <int D, class T> struct Loader {
     }
 };
 
+// Which keys of a chunk a row sees: bit 8 e + j for key `first` + 8 j + e.
+__device__ inline std::uint32_t seen_of(int first, int low, int high) {
+    std::uint32_t seen = 0;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+        const auto below = [&](int limit) { return min(max((limit - first - e + 7) >> 3, 0), CHUNK / 8); };
+        const int from = below(low), to = max(below(high), from);
+        seen |= ((1u << to) - (1u << from)) << (8 * e);
+    }
+    return seen;
+}
+// Of keys 8 j and 8 j + 1, a pair, all bits of those that are seen.
+__device__ inline std::uint32_t seen_pair(std::uint32_t seen, int j) {
+#ifdef __CUDACC__
+    std::uint32_t pair;  // the highest bits of the two lower bytes, 16 times each
+    asm("prmt.b32 %0, %1, 0, 0x9988;" : "=r"(pair) : "r"(seen << (7 - j)));
+    return pair;
+#else
+    return (seen >> j & 1) * 0xffffu | (seen >> (8 + j) & 1) * 0xffff0000u;
+#endif
+}
+
 // Weights of 16 rows a warp and 64 keys from their scores: word i of row g + 8 (i % 2), keys 8 (i / 2) + 2t and the next.
-// first: the key of s[0][0]; where not masked all are seen. top: the largest score of either row.
+// seen: seen_of both rows; where not masked all are. top: the largest score of either row.
 template <class T, bool masked>
 __device__ inline void weigh_wide(std::uint32_t (&p)[CHUNK / 4], float (&top)[2], float (&s)[CHUNK / 8][4], float scale,
-                                  int first, const int (&low)[2], const int (&high)[2]) {
-    std::uint32_t seen = 0;  // bit 4 j + r
-    if (masked) {
-#pragma unroll
-        for (int j = 0; j < CHUNK / 8; ++j)
-#pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                const int key = first + 8 * j + r % 2;
-                if (key >= low[r / 2] && key < high[r / 2]) seen |= 1u << (4 * j + r);
-            }
-    }
-    const auto sees = [&](int j, int r) { return !masked || (seen >> (4 * j + r) & 1) != 0; };
-    top[0] = top[1] = -infinity();
+                                  const std::uint32_t (&seen)[2]) {
+    constexpr int PARTS = 2;  // the largest of every second pair, so that fewer wait for one another
+    float largest[2][PARTS] = {{-infinity(), -infinity()}, {-infinity(), -infinity()}}, zero[2];
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             s[j][r] = __fmul_rn(s[j][r], scale);
-            if (sees(j, r)) top[r / 2] = Larger()(top[r / 2], s[j][r]);
+            if (masked && (seen[r / 2] >> (8 * (r % 2) + j) & 1) == 0) s[j][r] = -infinity();
+            largest[r / 2][j % PARTS] = Larger()(largest[r / 2][j % PARTS], s[j][r]);
         }
-    float zero[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        top[half] = warp_reduce<4>(top[half], Larger());
+        top[half] = warp_reduce<4>(Larger()(largest[half][0], largest[half][1]), Larger());
         zero[half] = base(top[half]);
     }
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            s[j][r] = __fsub_rn(s[j][r], zero[r / 2]);
-            if (masked) s[j][r] = sees(j, r) ? Larger()(s[j][r], -1000.0f) : 0.0f;
-        }
-    exp_pairs<T>(p, reinterpret_cast<const float (&)[CHUNK / 2]>(s));
-    if (masked) {
-#pragma unroll
-        for (int i = 0; i < CHUNK / 4; ++i)
-            p[i] &= (seen >> (2 * i) & 1 ? 0xffffu : 0) | (seen >> (2 * i + 1) & 1 ? 0xffff0000u : 0);
-    }
+        for (int r = 0; r < 4; ++r) s[j][r] = __fsub_rn(s[j][r], zero[r / 2]);
+    exp_pairs<T>(p, reinterpret_cast<const float (&)[CHUNK / 2]>(s),
+                 [&](int i) { return masked ? seen_pair(seen[i % 2], i / 2) : ~0u; });
 }
 
 // The sum of the weights of one row in the declared order: lanes of t below 2 of a quad for row g, the others for g + 8.
@@ -155,7 +164,7 @@ __device__ inline void join_wide(WideState& state, Factors (&by)[2], const float
         difference[half] = __fsub_rn(keeps[half] ? top[half] : state.m[half], base(largest));
         if (joins[half]) state.m[half] = largest;
     }
-    const float mine = exp32(second ? difference[1] : difference[0]);
+    const float mine = negative_exp32(second ? difference[1] : difference[0]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const float moved = shuffle(mine, (lane & ~3) + 2 * half);
@@ -166,20 +175,31 @@ __device__ inline void join_wide(WideState& state, Factors (&by)[2], const float
     if (second ? joins[1] : joins[0]) state.l = l;
 }
 
+// __fdiv_rn(x, l) without a branch, for moderate numbers; inverse: __fdiv_rn(1, l). After one correction the quotient is off by
+// less than a unit in the last place, and the next one rounds it rightly: Markstein, "Computation of elementary functions on
+// the IBM RISC System/6000 processor", 1990.
+__device__ inline float divided(float x, float l, float inverse) {
+    float quotient = __fmul_rn(x, inverse);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) quotient = __fmaf_rn(__fmaf_rn(-quotient, l, x), inverse, quotient);
+    return quotient;
+}
+
+// groups: warpgroups of the block.
 template <int D, class T>
 __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, const Plain<T>& k, const Plain<T>& v,
-                                   const CacheRows& rows, const Problem& problem) {
-    constexpr int COLUMNS = D / 8, STEPS = D / MMA_K;  // groups of 8 columns; of 16
+                                   const CacheRows& rows, const Problem& problem, int groups) {
+    constexpr int PARTS = D / 64, COLUMNS = 8, STEPS = D / MMA_K;  // 64 columns of the output; groups of 8 of them; of 16
     constexpr int STAGE_BYTES = sizeof(WideShared<D>::keys[0]);
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
-    const int lane = threadIdx.x % WARP;
+    const int tile_rows = groups * GROUP_ROWS, lane = threadIdx.x % WARP;
     const int warp = shuffle(static_cast<int>(threadIdx.x / WARP), 0), group = warp / WARPS;  // the compiler sees them uniform
     const int g = lane / 4, t = lane % 4;
     // The last rows see most keys: their blocks begin first.
-    const Tile tile = tile_at(problem, rows, blockIdx.y, blockIdx.x, (gridDim.z - 1 - blockIdx.z) * WIDE_ROWS);
+    const Tile tile = tile_at(problem, rows, blockIdx.y, blockIdx.x, (gridDim.z - 1 - blockIdx.z) * tile_rows);
     const int first_of_group = tile.first + group * GROUP_ROWS, mine = first_of_group + warp % WARPS * ROWS;
     // Chunks that some row of the block sees, and of this warpgroup.
-    const int begin = tile.begin(), end = tile.end(WIDE_ROWS);
+    const int begin = tile.begin(), end = tile.end(tile_rows);
     const bool none = first_of_group >= tile.count;
     const int group_last = min(first_of_group + GROUP_ROWS, tile.count) - 1;
     const int group_begin = none ? begin : tile.low(first_of_group) / CHUNK;
@@ -195,7 +215,8 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     }
     const Loader<D, T> key_loader(k.values, rows, tile), value_loader(v.values, rows, tile);
     constexpr int PIECES = Loader<D, T>::PIECES;
-    unsigned char* const to = shared.keys[0] + place(threadIdx.x / PIECES, threadIdx.x % PIECES);
+    const int thread = threadIdx.x % GROUP_THREADS;
+    unsigned char* const to = shared.keys[0] + place(thread / PIECES, thread % PIECES);
     const int whole = rows.table != nullptr ? 0 : min(tile.length / CHUNK, end);  // chunks that are copied without a look at their rows
     const auto load = [&](const Loader<D, T>& loader, int offset, int chunk) {
         if (chunk < whole) loader.load_whole(to + offset, chunk);
@@ -203,14 +224,20 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     };
     const auto load_keys = [&](int chunk) { load(key_loader, chunk % WIDE_STAGES * STAGE_BYTES, chunk); };
     const auto load_values = [&](int chunk) { load(value_loader, (WIDE_STAGES + chunk % WIDE_STAGES) * STAGE_BYTES, chunk); };
+    int since = group == 0 ? 0 : groups - group;  // chunks since this warpgroup copied
     const auto meet = [&](int chunk) {
-        wait_async<0>();
-        publish_shared();
+        if (since == 1) {
+            wait_async<0>();
+            publish_shared();
+        }
         await(shared.meeting, chunk - begin);  // see above
         arrive(shared.meeting);
-        load_keys(chunk + 3);
-        load_values(chunk + 2);
-        commit_async();
+        if (since == 0) {
+            load_keys(chunk + 3);
+            load_values(chunk + 2);
+            commit_async();
+        }
+        since = since == groups - 1 ? 0 : since + 1;
     };
     // Scores of a chunk; none for the tensor core of the CPU where there is no such chunk.
     float s[CHUNK / 8][4];
@@ -226,26 +253,30 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     float part[COLUMNS][4];
     std::uint32_t p[CHUNK / MMA_K][4] = {};
     const std::uint32_t nothing = problem.T < 0;  // 0, which the compiler does not know
-    const auto multiply_values = [&](const unsigned char* values) {
+    const auto multiply_values = [&](const unsigned char* values, int n) {
         group_fence();
 #pragma unroll
         for (int step = 0; step < CHUNK / MMA_K; ++step)
-            group_step_across<T>(part, p[step], columns_across(values, TILE_BYTES), step, step == 0);
+            group_step_across<T>(part, p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
         group_commit();
     };
     const auto weigh = [&](float (&top)[2], std::uint32_t (&next)[CHUNK / 4], int chunk, bool careful) {
         const int first = chunk * CHUNK;
-        if (careful || all_low > first || all_high < first + CHUNK)
-            weigh_wide<T, true>(next, top, s, problem.scale, first + 2 * t, low, high);
-        else
-            weigh_wide<T, false>(next, top, s, problem.scale, 0, low, high);
+        std::uint32_t seen[2] = {};
+        if (careful || all_low > first || all_high < first + CHUNK) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) seen[half] = seen_of(first + 2 * t, low[half], high[half]);
+            weigh_wide<T, true>(next, top, s, problem.scale, seen);
+        } else {
+            weigh_wide<T, false>(next, top, s, problem.scale, seen);
+        }
     };
     const auto joins = [&](bool (&to)[2], int chunk) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) to[half] = low[half] < (chunk + 1) * CHUNK && high[half] > chunk * CHUNK;
     };
     WideState state;
-    float o[COLUMNS][4];
+    float o[PARTS][COLUMNS][4];
     const auto start = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -254,45 +285,51 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             state.l = one.l;  // the same for all rows
         }
 #pragma unroll
-        for (int c = 0; c < COLUMNS; ++c)
+        for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) o[c][r] = 0.0f;
+            for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+                for (int r = 0; r < 4; ++r) o[n][c][r] = 0.0f;
     };
     Factors by[2];
-    const auto join_outputs = [&](int chunk) {
+    const auto join_outputs = [&](int n, int chunk) {
         bool some[2];
         joins(some, chunk);
         if (all_low >= (chunk + 1) * CHUNK || all_high <= chunk * CHUNK) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
-                for (int r = 0; r < 4; ++r) o[c][r] = some[r / 2] ? joined(o[c][r], part[c][r], by[r / 2]) : o[c][r];
+                for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[c][r], by[r / 2]) : o[n][c][r];
         } else {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
-                for (int r = 0; r < 4; ++r) o[c][r] = joined(o[c][r], part[c][r], by[r / 2]);
+                for (int r = 0; r < 4; ++r) o[n][c][r] = joined(o[n][c][r], part[c][r], by[r / 2]);
         }
     };
 
     if (threadIdx.x == 0) {
-        open_meeting(shared.meeting, WIDE_THREADS / WARP);
+        open_meeting(shared.meeting, groups * WARPS);
         shared.broken = 0;
     }
-    load_keys(begin);
+    if (group == 0) load_keys(begin);
 #pragma unroll
-    for (int i = 0; i < WIDE_ROWS; i += WIDE_THREADS / PIECES) {  // the queries; zeros for rows that do not exist
-        const int row = i + threadIdx.x / PIECES, piece = threadIdx.x % PIECES, r = tile.first + row;
+    for (int i = 0; i < GROUP_ROWS; i += GROUP_THREADS / PIECES) {  // the queries; zeros for rows that do not exist
+        const int row = i + thread / PIECES, piece = thread % PIECES, r = first_of_group + row;
         const bool exists = r < tile.count;
         const T* at = q + (exists ? tile.token(r) * problem.q_stride + tile.query_head(r) * D + piece * 8 : 0);
-        copy_async<16>(shared.queries[row / GROUP_ROWS] + place(row % GROUP_ROWS, piece), at, exists);
+        copy_async<16>(shared.queries[group] + place(row, piece), at, exists);
     }
     commit_async();
-    load_keys(begin + 1);
-    load_values(begin);
+    if (group == 1) {
+        load_keys(begin + 1);
+        load_values(begin);
+    }
     commit_async();
-    load_keys(begin + 2);
-    load_values(begin + 1);
+    if (group == groups - 1) {
+        load_keys(begin + 2);
+        load_values(begin + 1);
+    }
     commit_async();
     start();
     wait_async<2>();
@@ -312,47 +349,58 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         float top[2];
         std::uint32_t next[CHUNK / 4];
         weigh(top, next, chunk, false);
-        group_wait<0>(part);
-        keep_until_here(p, nothing);
         meet(chunk);
-        multiply_keys(chunk + 1);
-        const float sum = add_up_wide<T>(next);
-        if (chunk > group_begin) join_outputs(chunk - 1);
         keep_from_here(p, next, nothing);
-        multiply_values(shared.values[chunk % WIDE_STAGES]);
+        const unsigned char* const values = shared.values[chunk % WIDE_STAGES];
+        multiply_values(values, 0);
+        multiply_keys(chunk + 1);
         bool some[2];
         joins(some, chunk);
-        join_wide(state, by, top, sum, some);
-        group_wait<1>(s);  // the values are under way
-        belongs(s);
+        join_wide(state, by, top, add_up_wide<T>(reinterpret_cast<const std::uint32_t (&)[CHUNK / 4]>(p)), some);
+        group_wait<1>(part);  // the scores are under way
+        belongs(part);
+        join_outputs(0, chunk);
+        if (PARTS == 2) {
+            multiply_values(values, 1);
+            group_wait<0>(part);
+            belongs(s);
+            keep_until_here(p, nothing);
+            join_outputs(PARTS - 1, chunk);
+        } else {
+            group_wait<0>(s);
+            keep_until_here(p, nothing);
+        }
     }
-    group_wait<0>(part);
-    keep_until_here(p, nothing);
-    if (group_begin < group_end) join_outputs(group_end - 1);
     for (int chunk = max(group_end, begin); chunk < end; ++chunk) meet(chunk);
 
     // A value that is NaN or Inf would reach rows that do not see it, as 0 times it. If a result may hold such a sum, all
     // are made again with such values left out of the products and added to the rows that do see them.
-    bool all_finite = true;
+    float least = infinity(), most = 0.0f;  // of all magnitudes
 #pragma unroll
-    for (int c = 0; c < COLUMNS; ++c)
+    for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-        for (int r = 0; r < 4; ++r) all_finite = all_finite && finite(o[c][r]);
+        for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                least = fminf(least, fabsf(o[n][c][r]));
+                most = Larger()(most, fabsf(o[n][c][r]));
+            }
     wait_async<0>();
-    if (!all_finite) shared.broken = 1;
+    if (!finite(most)) shared.broken = 1;
     __syncthreads();
     if (shared.broken != 0) {
+        most = infinity();
         start();
 #pragma unroll 1
         for (int chunk = begin; chunk < end; ++chunk) {
             unsigned char *values = shared.values[0], *without = shared.values[1];
             __syncthreads();  // the chunk before has been used
-            load_keys(chunk);
-            value_loader.load(to + WIDE_STAGES * STAGE_BYTES, chunk, rows, tile);
+            if (group == 0) load_keys(chunk);
+            if (group == 1) value_loader.load(to + WIDE_STAGES * STAGE_BYTES, chunk, rows, tile);
             commit_async();
             wait_async<0>();
             __syncthreads();  // the chunk is there
-            for (int i = threadIdx.x; i < D / 64 * TILE_BYTES / 4; i += WIDE_THREADS)
+            for (int i = threadIdx.x; i < D / 64 * TILE_BYTES / 4; i += groups * GROUP_THREADS)
                 reinterpret_cast<std::uint32_t*>(without)[i] =
                     without_specials<T>(reinterpret_cast<const std::uint32_t*>(values)[i]);
             publish_shared();
@@ -373,39 +421,49 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             }
             __syncthreads();  // the weights are there
             if (!takes_part) continue;
-            multiply_values(without);
             bool some[2];
             joins(some, chunk);
-            group_wait<0>(part);
-            keep_until_here(p, nothing);
             join_wide(state, by, top, sum, some);
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
+            for (int n = 0; n < PARTS; ++n) {
+                multiply_values(without, n);
+                group_wait<0>(part);
+                keep_until_here(p, nothing);
 #pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    const int column = 8 * c + 2 * t + r % 2;
-                    const float add = add_specials_wide<T>(part[c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
-                                                           low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
-                    o[c][r] = some[r / 2] ? joined(o[c][r], add, by[r / 2]) : o[c][r];
-                }
+                for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+                    for (int r = 0; r < 4; ++r) {
+                        const int column = 64 * n + 8 * c + 2 * t + r % 2;
+                        const float add = add_specials_wide<T>(part[c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
+                                                               low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
+                        o[n][c][r] = some[r / 2] ? joined(o[n][c][r], add, by[r / 2]) : o[n][c][r];
+                    }
+            }
         }
     }
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int r = mine + g + 8 * half;
-        const float l = shuffle(state.l, (lane & ~3) + 2 * half);
+        const float l = shuffle(state.l, (lane & ~3) + 2 * half), inverse = __fdiv_rn(1.0f, l);
         const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
+        // 2^-100 to 2^100 and 2^-24 to 2^24: nothing is so small or large on the way that it would lose bits.
+        const bool moderate = least >= 7.9e-31f && most <= 1.2e30f && l >= 6e-8f && l <= 1.6e7f;
         T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
+        const auto write = [&](auto divide) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c += 4) {
-            std::uint32_t words[4];
+            for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                words[i] = nothing ? 0 : pack<T>(__fdiv_rn(o[c + i][2 * half], l), __fdiv_rn(o[c + i][2 * half + 1], l));
-            quad_transpose(words);  // the four words of group c + t
-            if (r < tile.count)
-                *reinterpret_cast<uint4*>(out + 8 * (c + t)) = make_uint4(words[0], words[1], words[2], words[3]);
-        }
+                for (int c = 0; c < COLUMNS; c += 4) {
+                    std::uint32_t words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) words[i] = pack<T>(divide(o[n][c + i][2 * half]), divide(o[n][c + i][2 * half + 1]));
+                    quad_transpose(words);  // the four words of group c + t
+                    if (r < tile.count)
+                        *reinterpret_cast<uint4*>(out + 64 * n + 8 * (c + t)) = make_uint4(words[0], words[1], words[2], words[3]);
+                }
+        };
+        if (vote(!moderate) == 0) write([&](float x) { return divided(x, l, inverse); });
+        else write([&](float x) { return nothing ? 0.0f : __fdiv_rn(x, l); });
     }
 }

@@ -30,6 +30,9 @@ template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
     return __half2float(*reinterpret_cast<const __half*>(&pair));
 }
 
+// exp32 of numbers up to 0 or NaN, without a branch: that of -104 is 0, too.
+__device__ inline float negative_exp32(float x) { return exp32_within(x < -104.0f ? -104.0f : x); }
+
 // Two of exp32(x), x from -1e38 to 0 or NaN, rounded to T. Not 0: what is there may be wrong in the last place.
 template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, float first, float second) {
 #ifdef __CUDACC__
@@ -62,16 +65,20 @@ template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, f
 #endif
 }
 
-// exp_pair for all N pairs, right in every place.
-template <class T, int N> __device__ inline void exp_pairs(std::uint32_t (&to)[N], const float (&x)[2 * N]) {
+struct KeepAll {
+    __device__ std::uint32_t operator()(int) const { return ~0u; }
+};
+// exp_pair for all N pairs, right in every place; of pair i the bits of keep(i), the others 0.
+template <class T, int N, class Keep = KeepAll>
+__device__ inline void exp_pairs(std::uint32_t (&to)[N], const float (&x)[2 * N], Keep keep = {}) {
     std::uint32_t unsure[N], any = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        unsure[i] = exp_pair<T>(to[i], x[2 * i], x[2 * i + 1]);
+        unsure[i] = exp_pair<T>(to[i], x[2 * i], x[2 * i + 1]) & keep(i);
+        to[i] &= keep(i);
         any |= unsure[i];
     }
     if (any == 0) return;
-    const auto exact = [](float x) { return exp32_within(x < -104.0f ? -104.0f : x); };  // which is 0, too
     constexpr int FOUR = 4;
 #pragma unroll
     for (int i = 0; i < N; i += FOUR) {
@@ -81,6 +88,6 @@ template <class T, int N> __device__ inline void exp_pairs(std::uint32_t (&to)[N
         if (some == 0) continue;
 #pragma unroll
         for (int j = i; j < N && j < i + FOUR; ++j)
-            if (unsure[j] != 0) to[j] = pack<T>(exact(x[2 * j]), exact(x[2 * j + 1]));
+            if (unsure[j] != 0) to[j] = pack<T>(negative_exp32(x[2 * j]), negative_exp32(x[2 * j + 1])) & keep(j);
     }
 }

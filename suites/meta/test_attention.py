@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mxharness import functional, mxfp4
+from mxharness.device import host
+from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.functional import QKV, Projections, Rope, Yarn
 from mxharness.ops.kv_cache import HEAD_DIMS
@@ -242,3 +245,34 @@ def turn(length, D=32):
 def mix(device, function=functional.grouped_query_attention, *, start=0, **changes: object):
     arguments = {"x": normal(2, 3, 64), "qkv": weight(8 * 32, 64), "output": weight(40, 128), **changes}
     function(**arguments, cache=contiguous(), positions=positions(start, start), device=device)
+
+
+DIVISION = """[](float x) {
+    const float l = __uint_as_float(0x38000000u + (__float_as_uint(x) * 2654435761u >> 4));  // 2^-15 to 2^17
+    return divided(x, l, __fdiv_rn(1.0f, l)) == __fdiv_rn(x, l) ? 1.0f : 0.0f;
+}"""
+QUERY = """[](float x) {
+    const int n = static_cast<int>(x), G = n < 45000 ? n % 200 + 1 : n, first = n / 200 * 192, length = 0;
+    const Problem problem = {&length, nullptr, 1 << 12, G, 64, 0, 1.0f, 1, 0};
+    const Tile tile = tile_at(problem, {nullptr, 1, 0, 0}, 0, 0, first);
+    for (int r = first; r < first + 192; ++r)
+        if (tile.query(r) != r / G) return 0.0f;
+    return 1.0f;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("function", "x"),
+    [
+        (DIVISION, torch.ldexp(normal(200_000, dtype=torch.float32), (torch.arange(200_000) % 190 - 95).int())),
+        (QUERY, torch.arange(0, 46_000, 23, dtype=torch.float32)),
+    ],
+    ids=["a quotient by a shared inverse", "a row's query without a division"],
+)
+def test_what_divisions_are_replaced_by_has_their_bits(function, x):
+    text = shipped().replaced("elementary.cu", '#include "math.cuh"', '#include "attention_wide.cuh"')
+    device = host.open_device(text.replaced("elementary.cu", "count, exp32)", f"count, {function})"))
+    right, count = device.empty(x.shape, torch.float32), np.int64(len(x))
+    device.launch("elementary.cu", "elementary_exp", (-(-len(x) // 256),), (256,), right, device.upload(x), count)
+    device.synchronize()
+    assert (right == 1).all()

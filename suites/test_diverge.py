@@ -9,8 +9,6 @@ import pytest
 import torch
 from mxharness import cli, diverge, faults, functional, launches, watched
 from mxharness.commands import perplexity as commands
-from mxharness.device import host
-from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.execution import Execution
 from mxharness.judge import judge
@@ -175,13 +173,10 @@ def test_data_that_prove_little_are_no_divergence(device):
 
 def test_a_kernel_that_never_ends_is_named():
     """On the host device, whatever device is tested: a GPU would lose its context."""
-    text = "        __syncthreads();\n        const int parts"
-    broken = host.open_device(
-        shipped().replaced("gemm_few.cuh", text, "        if (threadIdx.x == 3) return;\n" + text)
-    )
-    report = diverge.run(toy.checkpoint(), broken, IDS.repeat(1, 4))
+    with faults.planted(faults.select(["return-before-a-barrier-warpgroups"])[0], "host") as broken:
+        report = diverge.run(toy.checkpoint(), broken, IDS.repeat(1, 4))
     assert not report.passed
-    assert report.failure.startswith("layer 0, after attention_norm: gemm_deep_fp16: block")
+    assert report.failure.startswith("layer 0, after attention: gemm_wide_128x128_fp16: block")
 
 
 def test_a_kernel_without_a_reference_is_said_to_have_none():

@@ -115,10 +115,14 @@ class Problem:
         """Rows that a problem has, on average where they are routed."""
         return self.rows / self.problems if self.routed else self.rows
 
-    def blocks(self, plan: Plan) -> tuple[int, int, int]:
-        """The grid; a routed problem may end in a tile that is not full. UserError for more than CUDA allows."""
+    def grid(self, plan: Plan) -> tuple[int, int, int]:
+        """How many blocks; a routed problem may end in a tile that is not full."""
         tiles = self.rows // plan.rows + min(self.problems, self.rows) if self.routed else -(-self.rows // plan.rows)
-        grid = (-(-self.N // plan.features), tiles, 1 if self.routed else self.problems)
+        return -(-self.N // plan.features), tiles, 1 if self.routed else self.problems
+
+    def blocks(self, plan: Plan) -> tuple[int, int, int]:
+        """The grid. UserError for more than CUDA allows."""
+        grid = self.grid(plan)
         if max(grid[1:]) > _MOST_TILES:
             said = f"{_MOST_TILES} tiles of {plan.rows} rows and as many matrices"
             raise UserError(f"a GEMM takes up to {said}, not {self.rows} rows")
@@ -132,7 +136,8 @@ def choose(problem: Problem, device_class: str) -> Plan:
         found = [plan for plan in found if "split" not in plan.kernel]
     if device_class == "host" and problem.rows_each > FEW_ROWS and problem.kind == "gemm":
         found = [plan for plan in found if (plan.features, plan.rows) == HOST_TILE]
-    return min(found, key=lambda plan: microseconds(problem, plan))
+    possible = [plan for plan in found if max(problem.grid(plan)[1:]) <= _MOST_TILES]
+    return min(possible or found[:1], key=lambda plan: microseconds(problem, plan))
 
 
 def named(path: str, problem: Problem, device_class: str) -> Plan:

@@ -72,7 +72,7 @@ FAULTS = (
                 "gemm_wide.cuh",
                 "const int chunks = (K + STAGE_K - 1) / STAGE_K;",
                 "const int chunks = max(K / STAGE_K, 1);",
-                "the last K block (12)",
+                "the last K block (4)",
             ),
         )
     ),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from mxharness import functional
 from mxharness.errors import UserError
 from mxharness.functional import dispatch
-from mxharness.functional.dispatch import Problem, choose
+from mxharness.functional.dispatch import Problem, choose, microseconds
 from mxharness.mxfp4 import Quantized
 
 gemms = import_module("mxharness.functional.gemm")  # the package's own name `gemm` is the function
@@ -183,3 +185,21 @@ def test_more_tiles_than_a_grid_has_are_refused():
     assert choose(replace(problem, rows=65_535 * 64 + 1), "sm_90").rows == 128  # what is faster has too many
     with pytest.raises(UserError, match="up to 65535 tiles of 128 rows and as many matrices, not 8388481 rows"):
         problem.blocks(choose(problem, "sm_90"))
+
+
+def test_what_is_chosen_is_nearly_the_fastest_that_was_measured():
+    """On an H100, every kernel at 125 shapes; half with K of 2,880 was measured with an end of K that is faster now."""
+    measured = {}
+    with (Path(__file__).parents[1] / "docs" / "measured" / "gemm-paths-sm_90.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            sizes = (int(row[name]) for name in ("N", "rows", "problems"))
+            problem = Problem(row["weights"], row["dtype"], *sizes, K=int(row["K"]))
+            measured.setdefault(problem, {})[row["path"]] = float(row["us"])
+    lost = {}
+    for problem, us in measured.items():
+        chosen = choose(problem, "sm_90")
+        lost[problem] = us[chosen.path] / min(us.values())
+        assert 0.7 < microseconds(problem, chosen) / us[chosen.path] < 1.35
+    assert len(lost) == 125
+    assert sum(lost.values()) / len(lost) < 1.02
+    assert max(lost.values()) < 1.3

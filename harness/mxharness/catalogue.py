@@ -16,7 +16,9 @@ from mxharness.device.source import compiled
 from mxharness.errors import UserError
 
 DISPATCH = {"Hopper and the host device": "sm_90", "other GPUs": "sm_80"}
-"""A device class for each kind whose kernels of a GEMM and of attention are told."""
+"""A device class for each kind whose kernels of attention are told."""
+DEVICES = {"Hopper": "sm_90", "the host device": "host", "other GPUs": "sm_80"}
+"""The same for those of a GEMM."""
 
 
 def catalogue() -> dict[str, Any]:
@@ -55,7 +57,7 @@ def gathered() -> dict[str, Any]:
         "operators": operators,
         "regimes": sorted({case.regime for op in OPS for case in op.cases}),
         "layouts": list(LAYOUTS),
-        "dispatch": {title: [list(row) for row in dispatch.table(name)] for title, name in DISPATCH.items()},
+        "dispatch": {title: [list(row) for row in dispatch.table(name)] for title, name in DEVICES.items()},
         "attention": {title: [list(row) for row in attention_schedule.table(name)] for title, name in DISPATCH.items()},
     }
 

@@ -100,8 +100,9 @@ def _print_dispatch() -> None:
         found = catalogue()
     except ModuleNotFoundError:  # no torch: the devices' table says so
         return
-    for what, operand, tables in (("a GEMM", "weights", "dispatch"), ("attention", "cache, head", "attention")):
+    for what, columns, tables in (
+        ("a GEMM", ("weights", "features", "from how many rows on which kernel, all with the same bits"), "dispatch"),
+        ("attention", ("cache, head", "rows", "kernels, all with the same bits"), "attention"),
+    ):
         for title, rows in found[tables].items():
-            common.print_table(
-                f"Kernels of {what}, {title}", (operand, "rows", "kernels, all with the same bits"), rows
-            )
+            common.print_table(f"Kernels of {what}, {title}", columns, rows)

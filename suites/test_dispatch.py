@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
-from mxharness import functional
+from mxharness import functional, paths
 from mxharness.errors import UserError
 from mxharness.functional import dispatch
 from mxharness.functional.dispatch import Problem, choose, microseconds
@@ -120,13 +119,13 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
 def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows, N):
     x, weight = data(rows + 1, N, 160, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    paths = [choose(Problem("gemm", dtype, N, each, K=160), "sm_90").path for each in (rows, rows + 1)]
-    assert paths[0] != paths[1]
+    names = [choose(Problem("gemm", dtype, N, each, K=160), "sm_90").path for each in (rows, rows + 1)]
+    assert names[0] != names[1]
     if device.device_class not in dispatch.WGMMA:
-        paths = ["", ""]
+        names = ["", ""]
     fewer, more = (
         functional.gemm(x[:each].contiguous(), weight, path=path, device=device)
-        for each, path in zip((rows, rows + 1), paths, strict=True)
+        for each, path in zip((rows, rows + 1), names, strict=True)
     )
     assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
 
@@ -190,7 +189,7 @@ def test_more_tiles_than_a_grid_has_are_refused():
 def test_what_is_chosen_is_nearly_the_fastest_that_was_measured():
     """On an H100, every kernel at 125 shapes; half with K of 2,880 was measured with an end of K that is faster now."""
     measured = {}
-    with (Path(__file__).parents[1] / "docs" / "measured" / "gemm-paths-sm_90.csv").open(newline="") as file:
+    with (paths.baselines() / "bench" / "gemm_paths_sm_90.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             sizes = (int(row[name]) for name in ("N", "rows", "problems"))
             problem = Problem(row["weights"], row["dtype"], *sizes, K=int(row["K"]))

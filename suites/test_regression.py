@@ -49,10 +49,17 @@ def test_bits_are_those_of_the_baseline(op, blessed, device, outputs, digests):
 
 
 def test_every_case_is_held_by_the_baseline(op, blessed, digests):
+    """But for those that are known to await the next one, which is a skip that says so."""
+    name = f"{blessed.device_class}/{blessed.name}"
     new = [case for case in op.cases if not wanted(op, case, digests)]
-    if new:
+    if unknown := [case for case in new if case not in op.awaits]:
         pytest.fail(
-            f"{blessed.device_class}/{blessed.name} holds {len(op.cases) - len(new)} of {len(op.cases)} cases of "
-            f"{op.name}, not {new[0]!r}; `mxharness baseline create NAME --device cuda` on such a GPU blesses them",
+            f"{name} holds {len(op.cases) - len(new)} of {len(op.cases)} cases of {op.name}, not {unknown[0]!r}; "
+            f"`mxharness baseline create NAME --device cuda` on such a GPU blesses them",
             pytrace=False,
+        )
+    assert set(op.awaits) <= set(new), f"{name} holds what {op.name} has among those that await a baseline"
+    if new:
+        pytest.skip(
+            f"{name} says nothing about the bits of {len(new)} cases of {op.name}, which await the next baseline"
         )

@@ -179,6 +179,8 @@ class Op:
     places: Callable[[Case, Tensors], Mapping[str, Mapping[str, torch.Tensor]]] | None = None
     """What the place of an element means, by output and by name: "head", "expert", "K block" (pattern.Places), from
     the tensors that golden gets. None: its indices."""
+    awaits: tuple[Case, ...] = ()
+    """Those of `cases` that no baseline holds yet: the next blessing run takes them in, and then they leave here."""
     without: Mapping[Gate, str] = field(default_factory=dict, hash=False)
     """Of an operator that rounds, the gates under which no case of it can be judged, and why."""
     operands: Callable[[Case], Mapping[str, Operand]] | None = None

@@ -242,7 +242,10 @@ FAULTS = tuple(
             "a race: nobody waits for the products of weights and values before they join the output",
             _WIDE,
             _WAIT,
-            "",
+            # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
+            "        if (chunk == group_begin)\n"
+            "            for (auto& four : part)\n"
+            "                for (float& one : four) one = 0;\n",
             "bound",
         ),
         (

@@ -138,7 +138,8 @@ def gemm_persistent(
 ) -> torch.Tensor:
     """Y (M, N) = x W^T (+ bias) from a weight dequantised beforehand; the bits of `gemm` and `gemm_bias`.
 
-    Raises UserError for a weight that was released or made for another dtype, else as `gemm`.
+    path as in `gemm`, "small" or "tile". Raises UserError for a weight that was released or made for another dtype,
+    else as `gemm`.
     """
     device = device_of(x, device, "x")
     if not isinstance(weight, PersistentWeight):
@@ -166,7 +167,7 @@ def dense(
     """Y (M, N) = x w^T (+ bias) for an unquantised w (N, K) of x's dtype, in the same order of sums; K % 32 == 0.
 
     scales (N, K/32) uint8, if given, multiply each block of 32 products (fp16) or are part of w already (bf16: None).
-    Raises as `gemm`.
+    path as in `gemm`, "small" or "tile". Raises as `gemm`.
     """
     device = device_of(x, device, "x")
     check_tensor(w, "w")

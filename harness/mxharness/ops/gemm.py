@@ -50,7 +50,7 @@ GEMM = (
 )
 PATHS = ("deep", "small", "thin_32x16", "thin_32x32", "thin_64x8", "thin_64x16", "thin_64x32", "thin_64x64")
 WIDE_PATHS = ("split_64x32", "wide_128x64", "wide_128x128", "wide_256x128")
-_BF16 = ("thin_64x64", "wide_256x128")
+_HOPPERS = {dtype: {plan.path for plan in dispatch.plans("gemm", dtype, "sm_90")} for dtype in ("bf16", "fp16")}
 GEMM += tuple(  # every kernel, whatever the shape would take
     Case("gemm", shape, regime=regime, dtype=dtype, options=(*output, f"path={path}"))
     for path, shape, chosen, output in (
@@ -63,7 +63,7 @@ GEMM += tuple(  # every kernel, whatever the shape would take
     )
     for regime in chosen
     for dtype in ("bf16", "fp16")
-    if dtype == "bf16" or path not in _BF16
+    if path in _HOPPERS[dtype]
 )
 GEMM_BIAS = tuple(
     Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)
@@ -239,7 +239,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
     def build(M: int, N: int, blocks: int, regime: str, dtype: str, bias: bool, narrow: bool, seed: int) -> Case:
         shape = (1 + seed % 4, 1 + M // 4, N, 32 * blocks) if name == "gemm_batch" else (M, N, 32 * blocks)
         with_bias = ("bias",) if bias and name in ("gemm_batch", "gemm_persistent", "dense") else ()
-        named = [path for path in (*WIDE_PATHS, *PATHS) if dtype == "bf16" or path not in _BF16]
+        named = [path for path in (*WIDE_PATHS, *PATHS) if path in _HOPPERS[dtype]]
         path = (f"path={named[seed // 2 % len(named)]}",) if name == "gemm" and seed % 2 else ()
         options = (*with_bias, *(() if narrow and regime in ("normal", "integers") else ("fp32",)), *path)
         return Case(name, shape, regime=regime, dtype=dtype, seed=seed, options=options)

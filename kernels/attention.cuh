@@ -11,6 +11,7 @@
 #include "weights.cuh"
 
 constexpr int THREADS = 128, WARPS = THREADS / WARP, ROWS = 16, CHUNK = 64, GROUP = 32;
+constexpr float LOG2_E = 1.44269504f;
 constexpr int P_PITCH = CHUNK / 2 + 4;  // 4-byte words
 __host__ __device__ constexpr int pitch(int D) { return D / 2 + 4; }  // of rows of D elements: eight rows, 32 banks
 
@@ -68,8 +69,36 @@ __device__ inline float infinity() { return __uint_as_float(0x7f800000u); }
 // What exponentials are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
 __device__ inline float base(float m) { return m == -infinity() ? 0.0f : m; }
 
-// How far a score lies below the largest; for scores of -inf so far that its weight is 0.
-__device__ inline float below(float s, float top) { return Larger()(__fsub_rn(s, base(top)), -1000.0f); }
+// Scores are told in powers of 2, as multiples of s = q . k; those of a negative scale change their sign.
+struct Scores {
+    float factor;  // |scale| log2(e)
+    bool negative;
+
+    __device__ explicit Scores(const Problem& problem)
+        : factor(fmaxf(__fmul_rn(fabsf(problem.scale), LOG2_E), 1e-45f)), negative(problem.scale < 0.0f) {}
+    // The base of a row whose largest s is given.
+    __device__ float base_of(float largest) const { return ceilf(__fmul_rn(largest, factor)); }
+};
+// From here on a product with the factor is a whole number anyway; it is rounded before the base is taken from it, so that
+// the largest has a weight.
+constexpr float WHOLE = 8388608.0f;
+// How many powers of 2 scores lie above their row's base, at most 1: s times factor - top. Element i is of row i / 2 % 2.
+template <int N> __device__ inline void raise(float (&s)[N], float factor, const float (&top)[2]) {
+    float by[2] = {factor, factor};
+    if (fabsf(top[0]) >= WHOLE || fabsf(top[1]) >= WHOLE) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (!(fabsf(top[half]) >= WHOLE)) continue;
+            by[half] = 1.0f;
+#pragma unroll
+            for (int i = 0; i < N; ++i)
+                if (i / 2 % 2 == half) s[i] = __fmul_rn(s[i], factor);
+        }
+    }
+    const float zero[2] = {base(top[0]), base(top[1])};
+#pragma unroll
+    for (int i = 0; i < N; ++i) s[i] = __fmaf_rn(s[i], by[i / 2 % 2], -zero[i / 2 % 2]);
+}
 
 // Which rows a tile of queries of one KV head holds, and which keys they see.
 struct Tile {
@@ -185,30 +214,49 @@ __device__ inline void load_queries(std::uint32_t (&a)[DMAX / MMA_K][1][4], cons
         }
 }
 
-// One row's state after some keys.
+// One row's state after some keys: outputs and their weights are multiples of 2^m.
 struct State {
     float m, l;
 };
+// What the outputs of the state and of a chunk are multiplied by to join them: powers of 2, one of them 1.
 struct Factors {
     float kept, joined;
 };
-// Joins a chunk's (top, sum) to the state; what the outputs of either are multiplied by.
-__device__ inline Factors join(State& state, float top, float sum) {
-    const float largest = Larger()(state.m, top), rest = __fsub_rn(largest, base(largest));
-    // The larger of the two keeps its scale: exp32(0) is 1. -inf and NaN are what they are.
-    const float same = rest == 0.0f ? 1.0f : exp32(rest);
-    const float moved = exp32(__fsub_rn(state.m == largest ? top : state.m, base(largest)));
-    const Factors by = {state.m == largest ? same : moved, state.m == largest ? moved : same};
-    state.m = largest;
-    state.l = __fadd_rn(__fmul_rn(state.l, by.kept), __fmul_rn(sum, by.joined));
-    return by;
+// 2^d for a whole number up to 0; 0 for -inf, NaN for NaN.
+__device__ inline float power_of(float d) {
+    const float least = Larger()(d, -150.0f);
+    return __fadd_rn(times_power(1.0f, least), __fsub_rn(least, least));
+}
+__device__ inline Factors factors_of(float m, float top) {
+    const float larger = Larger()(m, top);
+    const bool keeps = m == larger;
+    const float power = power_of(__fsub_rn(keeps ? top : m, base(larger)));
+    return {keeps ? 1.0f : power, keeps ? power : 1.0f};
 }
 __device__ inline float joined(float o, float part, const Factors& by) {
-    return __fadd_rn(__fmul_rn(o, by.kept), __fmul_rn(part, by.joined));
+    const bool keeps = by.kept == 1.0f;
+    return __fmaf_rn(keeps ? part : o, keeps ? by.joined : by.kept, keeps ? o : part);
 }
 __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
-    const bool sink = problem.sinks != nullptr;
-    return {sink ? problem.sinks[tile.query_head(r)] : -infinity(), sink ? 1.0f : 0.0f};
+    if (problem.sinks == nullptr) return {-infinity(), 0.0f};
+    const float sink = problem.sinks[tile.query_head(r)], top = ceilf(__fmul_rn(sink, LOG2_E));
+    float z[1] = {sink};
+    raise(z, LOG2_E, {top, top});
+    return {top, weight32(z[0])};
+}
+
+// The sums of the weights of 16 rows, whose A fragments these are, as the product with ones: of rows g and g + 8.
+template <class T> struct One;
+template <> struct One<__nv_bfloat16> { static constexpr std::uint32_t pair = 0x3f803f80u; };
+template <> struct One<__half> { static constexpr std::uint32_t pair = 0x3c003c00u; };
+template <class T> __device__ inline void add_up(float (&sum)[2], const std::uint32_t (&p)[CHUNK / MMA_K][4]) {
+    float total[1][1][4] = {};
+    const std::uint32_t ones[1][2] = {{One<T>::pair, One<T>::pair}};
+#pragma unroll
+    for (int step = 0; step < CHUNK / MMA_K; ++step)
+        mma_step(Fragments<T, 1, 1>{total, reinterpret_cast<const std::uint32_t (&)[1][4]>(p[step]), ones});
+    sum[0] = total[0][0][0];
+    sum[1] = total[0][0][2];
 }
 
 // The exponent bits of the 16-bit types: all set in NaN and Inf.

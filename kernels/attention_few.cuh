@@ -25,12 +25,19 @@ template <class T> constexpr int STAGES<Packed<T>> = 1;
 template <int DMAX, class Cache> struct FewShared {
     Chunks<DMAX, STAGES<Cache>> chunks;
     std::uint32_t weights[ROWS][P_PITCH];
-    float top_of[WARPS][ROWS], sum_of[WARPS][ROWS];
+    float top_of[WARPS][ROWS];
 };
+
+// A chunk's weights as A fragments.
+__device__ inline void load_weights(std::uint32_t (&p)[CHUNK / MMA_K][4], const std::uint32_t (*weights)[P_PITCH]) {
+#pragma unroll
+    for (int step = 0; step < CHUNK / MMA_K; ++step)
+        load_matrices(p[step], [&](int from) { return &weights[from % 16][step * MMA_K / 2 + from / 16 * 4]; });
+}
 
 // The products of a chunk's weights and values in this warp's columns; careful: of values that are no NaN or Inf.
 template <int DMAX, class T, bool careful>
-__device__ inline void outputs(float (&part)[DMAX / 8 / WARPS][4], const std::uint32_t (*weights)[P_PITCH],
+__device__ inline void outputs(float (&part)[DMAX / 8 / WARPS][4], const std::uint32_t (&p)[CHUNK / MMA_K][4],
                                const std::uint32_t (*values)[pitch(DMAX)], int count) {
     constexpr int COLUMNS = DMAX / 8 / WARPS;
     const int warp = threadIdx.x / WARP;
@@ -38,8 +45,7 @@ __device__ inline void outputs(float (&part)[DMAX / 8 / WARPS][4], const std::ui
 #pragma unroll
     for (int step = 0; step < CHUNK / MMA_K; ++step) {
         if (8 * warp >= count) break;
-        std::uint32_t one[1][4], columns[COLUMNS][2];
-        load_matrices(one[0], [&](int from) { return &weights[from % 16][step * MMA_K / 2 + from / 16 * 4]; });
+        std::uint32_t columns[COLUMNS][2];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c += 2) {
             std::uint32_t four[4];
@@ -49,7 +55,7 @@ __device__ inline void outputs(float (&part)[DMAX / 8 / WARPS][4], const std::ui
 #pragma unroll
             for (int r = 0; r < 4; ++r) columns[c + r / 2][r % 2] = careful ? without_specials<T>(four[r]) : four[r];
         }
-        mma_step(Fragments<T, 1, COLUMNS>{sums, one, columns});
+        mma_step(Fragments<T, 1, COLUMNS>{sums, reinterpret_cast<const std::uint32_t (&)[1][4]>(p[step]), columns});
     }
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
@@ -65,8 +71,8 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
     auto& chunks = shared.chunks;
     auto& weights = shared.weights;
     auto& top_of = shared.top_of;
-    auto& sum_of = shared.sum_of;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, D = problem.D;
+    const Scores scores(problem);
     const int split = blockIdx.x % splits;
     const Tile tile = tile_at(problem, rows, blockIdx.z, blockIdx.y, blockIdx.x / splits * ROWS);
     const int begin = tile.begin(), end = tile.end(ROWS), per_split = (end - begin + splits - 1) / splits;
@@ -131,7 +137,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
             for (int r = 0; r < 4; ++r) {
                 const int key = first_key + 8 * j + r % 2;
                 visible[j][r] = key >= low[r / 2] && key < high[r / 2];
-                s[0][j][r] = __fmul_rn(s[0][j][r], problem.scale);
+                if (scores.negative) s[0][j][r] = -s[0][j][r];
                 if (visible[j][r]) top[r / 2] = Larger()(top[r / 2], s[0][j][r]);
             }
 #pragma unroll
@@ -141,44 +147,37 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         }
         __syncthreads();  // all maxima are there
 
-        float difference[8];
+        float z[8];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             top[half] = top_of[0][g + 8 * half];
 #pragma unroll
             for (int w = 1; w < WARPS; ++w) top[half] = Larger()(top[half], top_of[w][g + 8 * half]);
+            top[half] = scores.base_of(top[half]);
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-            difference[i] = visible[i / 4][i % 4] ? below(s[0][i / 4][i % 4], top[i / 2 % 2]) : 0.0f;
-        std::uint32_t p[4];  // of group i / 2, row g + 8 (i % 2)
-        exp_pairs<T>(p, difference);
+        for (int i = 0; i < 8; ++i) z[i] = visible[i / 4][i % 4] ? s[0][i / 4][i % 4] : -infinity();
+        raise(z, scores.factor, top);
+        std::uint32_t mine[4];  // of group i / 2, row g + 8 (i % 2)
+        weight_pairs<T>(mine, z);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float each[2];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                std::uint32_t& pair = p[2 * j + half];
-                pair &= (visible[j][2 * half] ? 0xffffu : 0) | (visible[j][2 * half + 1] ? 0xffff0000u : 0);
-                each[j] = __fadd_rn(low_of<T>(pair), high_of<T>(pair));
-                weights[g + 8 * half][8 * warp + 4 * j + t] = pair;
-            }
-            const float partial = warp_reduce<4>(__fadd_rn(each[0], each[1]), Sum());
-            if (t == 0) sum_of[warp][g + 8 * half] = partial;
-        }
+        for (int i = 0; i < 4; ++i) weights[g + 8 * (i % 2)][8 * warp + 4 * (i / 2) + t] = mine[i];
         __syncthreads();  // all weights are there
 
         // A value that is NaN or Inf would reach rows that do not see it, as 0 times it. Where such a value may have
         // done so the sums are made again without them, and they are added to the rows that do see them.
-        float part[COLUMNS][4];
-        outputs<DMAX, T, false>(part, weights, values, columns_of<DMAX>(D));
+        std::uint32_t p[CHUNK / MMA_K][4];
+        load_weights(p, weights);
+        float part[COLUMNS][4], sum[2];
+        add_up<T>(sum, p);
+        outputs<DMAX, T, false>(part, p, values, columns_of<DMAX>(D));
         bool broken = false;
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
             for (int r = 0; r < 4; ++r) broken = broken || !finite(part[c][r]);
         if (vote(broken) != 0) {
-            outputs<DMAX, T, true>(part, weights, values, columns_of<DMAX>(D));
+            outputs<DMAX, T, true>(part, p, values, columns_of<DMAX>(D));
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
@@ -193,9 +192,6 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         for (int half = 0; half < 2; ++half) {
             const int r = tile.first + g + 8 * half;
             if (low[half] >= (chunk + 1) * CHUNK || high[half] <= chunk * CHUNK) continue;  // the row sees none of it
-            float sum = sum_of[0][g + 8 * half];
-#pragma unroll
-            for (int w = 1; w < WARPS; ++w) sum = __fadd_rn(sum, sum_of[w][g + 8 * half]);
             if (split > 0) {
                 const long long row = tile.row(r, rows.heads);
                 float* out = parts.output(row, chunk - begin);
@@ -205,10 +201,11 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
                     if (column >= D) continue;
                     *reinterpret_cast<float2*>(out + column) = make_float2(part[c][2 * half], part[c][2 * half + 1]);
                 }
-                if (warp == 0 && t == 0) parts.state(row, chunk - begin) = make_float2(top[half], sum);
+                if (warp == 0 && t == 0) parts.state(row, chunk - begin) = make_float2(top[half], sum[half]);
                 continue;
             }
-            const Factors by = join(state[half], top[half], sum);
+            const Factors by = factors_of(state[half].m, top[half]);
+            state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by)};
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
@@ -273,8 +270,7 @@ __device__ inline void join_parts(T* __restrict__ y, const Parts& parts, const C
             if (lane >= distance) top = Larger()(other, top);
         }
         const float before = shuffle(top, max(lane - 1, 0));
-        State earlier = {lane > 0 ? Larger()(state.m, before) : state.m, 0.0f};
-        const Factors by = join(earlier, mine.x, 0.0f);
+        const Factors by = factors_of(lane > 0 ? Larger()(state.m, before) : state.m, mine.x);
         state.m = Larger()(state.m, shuffle(top, WARP - 1));
 #pragma unroll
         for (int i = 0; i < WARP; ++i) {

@@ -10,65 +10,31 @@ template <int DMAX> struct ManyShared {
     int broken;
 };
 
-// Weights p of 16 rows and 64 keys from their scores, and the largest score of either row. Element r of group j: row
+// Weights p of 16 rows and 64 keys from their scores, and the base of either row. Element r of group j: row
 // g + 8 (r / 2), key `first` + 8 j + r % 2; where not masked all are seen.
 template <class T, bool masked>
-__device__ inline void weigh(std::uint32_t (&p)[CHUNK / 8][2], float (&top)[2], float (&s)[CHUNK / 8][4], float scale,
+__device__ inline void weigh(std::uint32_t (&p)[CHUNK / MMA_K][4], float (&top)[2], float (&s)[CHUNK / 8][4], const Scores& scores,
                              int first, const int (&low)[2], const int (&high)[2]) {
-    std::uint32_t seen[CHUNK / 4];  // pair i: of row g + 8 (i % 2); all ones in the half of a key that is seen
-    if (masked) {
-#pragma unroll
-        for (int i = 0; i < CHUNK / 4; ++i) {
-            const int key = first + 8 * (i / 2);
-            seen[i] = (key >= low[i % 2] && key < high[i % 2] ? 0xffffu : 0) |
-                      (key + 1 >= low[i % 2] && key + 1 < high[i % 2] ? 0xffff0000u : 0);
-        }
-    }
-    const auto sees = [&](int j, int r) { return !masked || (seen[2 * j + r / 2] >> (16 * (r % 2)) & 1) != 0; };
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            s[j][r] = __fmul_rn(s[j][r], scale);
-            if (sees(j, r)) top[r / 2] = Larger()(top[r / 2], s[j][r]);
+            const int key = first + 8 * j + r % 2;
+            if (scores.negative) s[j][r] = -s[j][r];
+            if (masked && (key < low[r / 2] || key >= high[r / 2])) s[j][r] = -infinity();
+            top[r / 2] = Larger()(top[r / 2], s[j][r]);
         }
-    float zero[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        top[half] = warp_reduce<4>(top[half], Larger());
-        zero[half] = base(top[half]);
-    }
-    float difference[CHUNK / 2];
-    std::uint32_t pairs[CHUNK / 4];
-#pragma unroll
-    for (int i = 0; i < CHUNK / 2; ++i) {
-        difference[i] = __fsub_rn(s[i / 4][i % 4], zero[i / 2 % 2]);
-        if (masked) difference[i] = sees(i / 4, i % 4) ? Larger()(difference[i], -1000.0f) : 0.0f;
-    }
-    exp_pairs<T>(pairs, difference);
-#pragma unroll
-    for (int i = 0; i < CHUNK / 4; ++i) p[i / 2][i % 2] = masked ? pairs[i] & seen[i] : pairs[i];
-}
-
-// The sums of the weights of either row, in the declared order.
-template <class T> __device__ inline void add_up(float (&sum)[2], const std::uint32_t (&p)[CHUNK / 8][2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float each[CHUNK / 16];
-#pragma unroll
-        for (int w = 0; w < CHUNK / 16; ++w) {
-            const std::uint32_t one = p[2 * w][half], two = p[2 * w + 1][half];
-            each[w] = __fadd_rn(__fadd_rn(low_of<T>(one), high_of<T>(one)), __fadd_rn(low_of<T>(two), high_of<T>(two)));
-            each[w] = warp_reduce<4>(each[w], Sum());
-        }
-        sum[half] = __fadd_rn(__fadd_rn(__fadd_rn(each[0], each[1]), each[2]), each[3]);
-    }
+    for (int half = 0; half < 2; ++half) top[half] = scores.base_of(warp_reduce<4>(top[half], Larger()));
+    auto& z = reinterpret_cast<float (&)[CHUNK / 2]>(s);
+    raise(z, scores.factor, top);
+    weight_pairs<T>(reinterpret_cast<std::uint32_t (&)[CHUNK / 4]>(p), z);
 }
 
 // o of 16 rows joined by a chunk's weights times values; some: of the rows that see it, careful: values that are NaN or
 // Inf left out of the products and added to the rows that see them.
 template <int DMAX, class T, bool some, bool careful>
-__device__ inline void add_chunk(float (&o)[DMAX / 8][4], const std::uint32_t (&p)[CHUNK / 8][2],
+__device__ inline void add_chunk(float (&o)[DMAX / 8][4], const std::uint32_t (&p)[CHUNK / MMA_K][4],
                                  const std::uint32_t (*values)[pitch(DMAX)], const std::uint32_t (*weights)[P_PITCH],
                                  const Factors (&by)[2], const bool (&joins)[2], const int (&low)[2],
                                  const int (&high)[2], int first_key, int count) {
@@ -80,7 +46,6 @@ __device__ inline void add_chunk(float (&o)[DMAX / 8][4], const std::uint32_t (&
         float part[1][SOME][4] = {};
 #pragma unroll
         for (int step = 0; step < CHUNK / MMA_K; ++step) {
-            const std::uint32_t one[1][4] = {{p[2 * step][0], p[2 * step][1], p[2 * step + 1][0], p[2 * step + 1][1]}};
             std::uint32_t columns[SOME][2];
 #pragma unroll
             for (int j = 0; j < SOME; j += 2) {
@@ -92,7 +57,7 @@ __device__ inline void add_chunk(float (&o)[DMAX / 8][4], const std::uint32_t (&
                 for (int r = 0; r < 4; ++r)
                     columns[j + r / 2][r % 2] = careful ? without_specials<T>(four[r]) : four[r];
             }
-            mma_step(Fragments<T, 1, SOME>{part, one, columns});
+            mma_step(Fragments<T, 1, SOME>{part, reinterpret_cast<const std::uint32_t (&)[1][4]>(p[step]), columns});
         }
 #pragma unroll
         for (int j = 0; j < SOME; ++j)
@@ -124,6 +89,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
     const int all_low = tile.low(last), all_high = mine + ROWS > tile.count ? 0 : tile.high(mine);
     const int any_low = tile.low(mine), any_high = idle ? 0 : tile.high(last);
 
+    const Scores scores(problem);
     std::uint32_t a[STEPS][1][4];
     load_queries<DMAX>(a, q, tile, mine);
     int low[2], high[2];
@@ -171,7 +137,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
                 next_values.put(chunks.values[1 - now]);
                 commit_async();
             }
-            std::uint32_t p[CHUNK / 8][2];
+            std::uint32_t p[CHUNK / MMA_K][4];
             float top[2] = {-infinity(), -infinity()}, sum[2];
             if (takes_part) {
                 float s[1][CHUNK / 8][4] = {};
@@ -191,16 +157,16 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
                     mma_step(Fragments<T, 1, CHUNK / 8>{s, a[step], both});
                 }
                 if (masked || careful)
-                    weigh<T, true>(p, top, s[0], problem.scale, first_key + 2 * t, low, high);
+                    weigh<T, true>(p, top, s[0], scores, first_key + 2 * t, low, high);
                 else
-                    weigh<T, false>(p, top, s[0], problem.scale, 0, low, high);
+                    weigh<T, false>(p, top, s[0], scores, 0, low, high);
                 add_up<T>(sum, p);
             }
             if (careful) {
                 if (takes_part)
 #pragma unroll
                     for (int i = 0; i < CHUNK / 4; ++i)
-                        weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = p[i / 2][i % 2];
+                        weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = p[i / 4][i % 4];
                 __syncthreads();  // the weights are there
             }
             if (!takes_part) continue;
@@ -210,7 +176,9 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 joins[half] = low[half] < first_key + CHUNK && high[half] > first_key;
-                if (joins[half]) by[half] = join(state[half], top[half], sum[half]);
+                if (!joins[half]) continue;
+                by[half] = factors_of(state[half].m, top[half]);
+                state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by[half])};
             }
             if (careful)
                 add_chunk<DMAX, T, true, true>(o, p, values, weights[warp], by, joins, low, high, first_key, count);

@@ -74,64 +74,33 @@ __device__ inline std::uint32_t seen_of(int first, int low, int high) {
     }
     return seen;
 }
-// Of keys 8 j and 8 j + 1, a pair, all bits of those that are seen.
-__device__ inline std::uint32_t seen_pair(std::uint32_t seen, int j) {
-#ifdef __CUDACC__
-    std::uint32_t pair;  // the highest bits of the two lower bytes, 16 times each
-    asm("prmt.b32 %0, %1, 0, 0x9988;" : "=r"(pair) : "r"(seen << (7 - j)));
-    return pair;
-#else
-    return (seen >> j & 1) * 0xffffu | (seen >> (8 + j) & 1) * 0xffff0000u;
-#endif
-}
 
 // Weights of 16 rows a warp and 64 keys from their scores: word i of row g + 8 (i % 2), keys 8 (i / 2) + 2t and the next.
-// seen: seen_of both rows; where not masked all are. top: the largest score of either row.
+// seen: seen_of both rows; where not masked all are. top: the base of either row.
 template <class T, bool masked>
-__device__ inline void weigh_wide(std::uint32_t (&p)[CHUNK / 4], float (&top)[2], float (&s)[CHUNK / 8][4], float scale,
+__device__ inline void weigh_wide(std::uint32_t (&p)[CHUNK / 4], float (&top)[2], float (&s)[CHUNK / 8][4], const Scores& scores,
                                   const std::uint32_t (&seen)[2]) {
     constexpr int PARTS = 2;  // the largest of every second pair, so that fewer wait for one another
-    float largest[2][PARTS] = {{-infinity(), -infinity()}, {-infinity(), -infinity()}}, zero[2];
+    float largest[2][PARTS] = {{-infinity(), -infinity()}, {-infinity(), -infinity()}};
+    if (scores.negative) {
+#pragma unroll
+        for (int j = 0; j < CHUNK / 8; ++j)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) s[j][r] = -s[j][r];
+    }
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            s[j][r] = __fmul_rn(s[j][r], scale);
             if (masked && (seen[r / 2] >> (8 * (r % 2) + j) & 1) == 0) s[j][r] = -infinity();
             largest[r / 2][j % PARTS] = Larger()(largest[r / 2][j % PARTS], s[j][r]);
         }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        top[half] = warp_reduce<4>(Larger()(largest[half][0], largest[half][1]), Larger());
-        zero[half] = base(top[half]);
-    }
-#pragma unroll
-    for (int j = 0; j < CHUNK / 8; ++j)
-#pragma unroll
-        for (int r = 0; r < 4; ++r) s[j][r] = __fsub_rn(s[j][r], zero[r / 2]);
-    exp_pairs<T>(p, reinterpret_cast<const float (&)[CHUNK / 2]>(s),
-                 [&](int i) { return masked ? seen_pair(seen[i % 2], i / 2) : ~0u; });
-}
-
-// The sum of the weights of one row in the declared order: lanes of t below 2 of a quad for row g, the others for g + 8.
-template <class T> __device__ inline float add_up_wide(const std::uint32_t (&p)[CHUNK / 4]) {
-    const int lane = threadIdx.x % WARP;
-    const bool second = lane & 2;
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < CHUNK / 16; ++w) {
-        float each[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const std::uint32_t one = p[4 * w + half], two = p[4 * w + 2 + half];
-            each[half] = __fadd_rn(__fadd_rn(low_of<T>(one), high_of<T>(one)), __fadd_rn(low_of<T>(two), high_of<T>(two)));
-        }
-        float mine = second ? each[1] : each[0];
-        mine = __fadd_rn(mine, shuffle(second ? each[0] : each[1], lane ^ 2));
-        mine = __fadd_rn(mine, shuffle(mine, lane ^ 1));
-        total = w == 0 ? mine : __fadd_rn(total, mine);
-    }
-    return total;
+    for (int half = 0; half < 2; ++half)
+        top[half] = scores.base_of(warp_reduce<4>(Larger()(largest[half][0], largest[half][1]), Larger()));
+    auto& z = reinterpret_cast<float (&)[CHUNK / 2]>(s);
+    raise(z, scores.factor, top);
+    weight_pairs<T>(p, z);
 }
 
 // add_specials of values in tiles.
@@ -144,35 +113,6 @@ __device__ OUT_OF_LINE float add_specials_wide(float sum, const unsigned char* v
         sum = __fadd_rn(sum, __fmul_rn(widen(reinterpret_cast<const T*>(weights)[n]), widen(value)));
     }
     return sum;
-}
-
-// The state of rows g and g + 8: m of both, l of the row that add_up_wide sums in this lane.
-struct WideState {
-    float m[2], l;
-};
-// `join` of both rows, those that see nothing of the chunk left as they are; the quad shares its exponentials.
-__device__ inline void join_wide(WideState& state, Factors (&by)[2], const float (&top)[2], float sum, const bool (&joins)[2]) {
-    const int lane = threadIdx.x % WARP;
-    const bool second = lane & 2;
-    float difference[2], same[2];
-    bool keeps[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float largest = Larger()(state.m[half], top[half]), rest = __fsub_rn(largest, base(largest));
-        keeps[half] = state.m[half] == largest;
-        same[half] = rest == 0.0f ? 1.0f : rest < 0.0f ? 0.0f : rest;  // exp32 of 0, -inf and NaN
-        difference[half] = __fsub_rn(keeps[half] ? top[half] : state.m[half], base(largest));
-        if (joins[half]) state.m[half] = largest;
-    }
-    const float mine = negative_exp32(second ? difference[1] : difference[0]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float moved = shuffle(mine, (lane & ~3) + 2 * half);
-        by[half] = {keeps[half] ? same[half] : moved, keeps[half] ? moved : same[half]};
-    }
-    const float l = __fadd_rn(__fmul_rn(state.l, second ? by[1].kept : by[0].kept),
-                              __fmul_rn(sum, second ? by[1].joined : by[0].joined));
-    if (second ? joins[1] : joins[0]) state.l = l;
 }
 
 // __fdiv_rn(x, l) without a branch, for moderate numbers; inverse: __fdiv_rn(1, l). After one correction the quotient is off by
@@ -198,6 +138,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     // The last rows see most keys: their blocks begin first.
     const Tile tile = tile_at(problem, rows, blockIdx.y, blockIdx.x, (gridDim.z - 1 - blockIdx.z) * tile_rows);
     const int first_of_group = tile.first + group * GROUP_ROWS, mine = first_of_group + warp % WARPS * ROWS;
+    const Scores scores(problem);
     // Chunks that some row of the block sees, and of this warpgroup.
     const int begin = tile.begin(), end = tile.end(tile_rows);
     const bool none = first_of_group >= tile.count;
@@ -266,24 +207,20 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         if (careful || all_low > first || all_high < first + CHUNK) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) seen[half] = seen_of(first + 2 * t, low[half], high[half]);
-            weigh_wide<T, true>(next, top, s, problem.scale, seen);
+            weigh_wide<T, true>(next, top, s, scores, seen);
         } else {
-            weigh_wide<T, false>(next, top, s, problem.scale, seen);
+            weigh_wide<T, false>(next, top, s, scores, seen);
         }
     };
     const auto joins = [&](bool (&to)[2], int chunk) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) to[half] = low[half] < (chunk + 1) * CHUNK && high[half] > chunk * CHUNK;
     };
-    WideState state;
+    State state[2];
     float o[PARTS][COLUMNS][4];
     const auto start = [&] {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const State one = start_state(problem, tile, min(mine + g + 8 * half, tile.count - 1));
-            state.m[half] = one.m;
-            state.l = one.l;  // the same for all rows
-        }
+        for (int half = 0; half < 2; ++half) state[half] = start_state(problem, tile, min(mine + g + 8 * half, tile.count - 1));
 #pragma unroll
         for (int n = 0; n < PARTS; ++n)
 #pragma unroll
@@ -292,20 +229,32 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                 for (int r = 0; r < 4; ++r) o[n][c][r] = 0.0f;
     };
     Factors by[2];
-    const auto join_outputs = [&](int n, int chunk) {
+    // The states of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see it and
+    // keep their base.
+    const auto join_states = [&](const float (&top)[2], const float (&sum)[2], int chunk) {
         bool some[2];
         joins(some, chunk);
-        if (all_low >= (chunk + 1) * CHUNK || all_high <= chunk * CHUNK) {
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[c][r], by[r / 2]) : o[n][c][r];
-        } else {
-#pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r) o[n][c][r] = joined(o[n][c][r], part[c][r], by[r / 2]);
+        for (int half = 0; half < 2; ++half) {
+            by[half] = factors_of(state[half].m, top[half]);
+            if (some[half]) state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by[half])};
         }
+        return vote(!(some[0] && some[1] && by[0].kept == 1.0f && by[1].kept == 1.0f)) == 0;
+    };
+    const auto join_outputs = [&](int n, int chunk, bool kept) {
+        if (kept) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+                for (int r = 0; r < 4; ++r) o[n][c][r] = __fmaf_rn(part[c][r], by[r / 2].joined, o[n][c][r]);
+            return;
+        }
+        bool some[2];
+        joins(some, chunk);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[c][r], by[r / 2]) : o[n][c][r];
     };
 
     if (threadIdx.x == 0) {
@@ -354,18 +303,18 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         const unsigned char* const values = shared.values[chunk % WIDE_STAGES];
         multiply_values(values, 0);
         multiply_keys(chunk + 1);
-        bool some[2];
-        joins(some, chunk);
-        join_wide(state, by, top, add_up_wide<T>(reinterpret_cast<const std::uint32_t (&)[CHUNK / 4]>(p)), some);
+        float sum[2];
+        add_up<T>(sum, p);
+        const bool kept = join_states(top, sum, chunk);
         group_wait<1>(part);  // the scores are under way
         belongs(part);
-        join_outputs(0, chunk);
+        join_outputs(0, chunk, kept);
         if (PARTS == 2) {
             multiply_values(values, 1);
             group_wait<0>(part);
             belongs(s);
             keep_until_here(p, nothing);
-            join_outputs(PARTS - 1, chunk);
+            join_outputs(PARTS - 1, chunk, kept);
         } else {
             group_wait<0>(s);
             keep_until_here(p, nothing);
@@ -406,24 +355,22 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             publish_shared();
             __syncthreads();  // the values without specials are there
             const bool takes_part = chunk >= group_begin && chunk < group_end;
-            float top[2], sum;
+            float top[2], sum[2];
             if (takes_part) {
                 multiply_keys(chunk);
                 group_wait<0>(s);
                 std::uint32_t next[CHUNK / 4];
                 weigh(top, next, chunk, true);
-                sum = add_up_wide<T>(next);
 #pragma unroll
                 for (int i = 0; i < CHUNK / 4; ++i) {
                     p[i / 4][i % 4] = next[i];
                     shared.weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = next[i];
                 }
+                add_up<T>(sum, p);
             }
             __syncthreads();  // the weights are there
             if (!takes_part) continue;
-            bool some[2];
-            joins(some, chunk);
-            join_wide(state, by, top, sum, some);
+            join_states(top, sum, chunk);
 #pragma unroll
             for (int n = 0; n < PARTS; ++n) {
                 multiply_values(without, n);
@@ -434,10 +381,10 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
 #pragma unroll
                     for (int r = 0; r < 4; ++r) {
                         const int column = 64 * n + 8 * c + 2 * t + r % 2;
-                        const float add = add_specials_wide<T>(part[c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
-                                                               low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
-                        o[n][c][r] = some[r / 2] ? joined(o[n][c][r], add, by[r / 2]) : o[n][c][r];
+                        part[c][r] = add_specials_wide<T>(part[c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
+                                                          low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
                     }
+                join_outputs(n, chunk, false);
             }
         }
     }
@@ -445,7 +392,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int r = mine + g + 8 * half;
-        const float l = shuffle(state.l, (lane & ~3) + 2 * half), inverse = __fdiv_rn(1.0f, l);
+        const float l = state[half].l, inverse = __fdiv_rn(1.0f, l);
         const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
         // 2^-100 to 2^100 and 2^-24 to 2^24: nothing is so small or large on the way that it would lose bits.
         const bool moderate = least >= 7.9e-31f && most <= 1.2e30f && l >= 6e-8f && l <= 1.6e7f;

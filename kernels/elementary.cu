@@ -12,6 +12,7 @@ __device__ inline void each(float* y, const float* x, long long count, Function 
 }
 
 extern "C" __global__ void elementary_exp(float* y, const float* x, long long count) { each(y, x, count, exp32); }
+extern "C" __global__ void elementary_exp2(float* y, const float* x, long long count) { each(y, x, count, exp2_32); }
 extern "C" __global__ void elementary_sigmoid(float* y, const float* x, long long count) { each(y, x, count, sigmoid32); }
 extern "C" __global__ void elementary_tanh(float* y, const float* x, long long count) { each(y, x, count, tanh32); }
 extern "C" __global__ void elementary_erf(float* y, const float* x, long long count) { each(y, x, count, erf32); }

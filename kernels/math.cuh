@@ -9,14 +9,9 @@
 
 #include <cstdint>
 
-// e^x for x from -104 to 88.8 or NaN. Error 0.67 ulp; 0.77 below 2^-126, where results are subnormal and rounded once more.
-__device__ inline float exp32_within(float x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const float n = __fsub_rn(__fmaf_rn(x, 1.44269504f, magic), magic);
-    const float wide = __fmaf_rn(n, -6.93145752e-1f, x);  // ln 2 in two parts, the first so short that this is exact
-    const float r = __fmaf_rn(n, -1.42860677e-6f, wide);
-    const float rest = __fmaf_rn(n, -1.42860677e-6f, __fsub_rn(wide, r));  // what r lost
-    // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, to 1.1e-9 of e^r
+// e^(r + rest) for |r| <= ln(2) / 2 and a rest that is at most its rounding, before the last one.
+__device__ inline float exp_near(float r, float rest) {
+    // (e^r - 1 - r) / r^2, to 1.1e-9 of e^r
     float q = 1.728078787e-4f;
     q = __fmaf_rn(q, r, 1.393460087e-3f);
     q = __fmaf_rn(q, r, 8.337888867e-3f);
@@ -25,11 +20,24 @@ __device__ inline float exp32_within(float x) {
     q = __fmaf_rn(q, r, 0.5f);
     const float high = __fadd_rn(1.0f, r);
     const float low = __fadd_rn(__fsub_rn(1.0f, high), r);  // 1 + r = high + low exactly
-    const float p = __fadd_rn(high, __fadd_rn(low, __fmaf_rn(__fmul_rn(r, r), q, rest)));
-    const int whole = static_cast<int>(n), first = whole / 2;  // 2^n in two factors, so that neither overflows
+    return __fadd_rn(high, __fadd_rn(low, __fmaf_rn(__fmul_rn(r, r), q, rest)));
+}
+// p 2^n for n from -150 to 128, in two factors, so that neither overflows and the last product alone is rounded.
+__device__ inline float times_power(float p, float n) {
+    const int whole = static_cast<int>(n), first = whole / 2;
     const float a = __uint_as_float(static_cast<std::uint32_t>(127 + first) << 23);
     const float b = __uint_as_float(static_cast<std::uint32_t>(127 + whole - first) << 23);
     return __fmul_rn(__fmul_rn(p, a), b);
+}
+constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+
+// e^x for x from -104 to 88.8 or NaN. Error 0.67 ulp; 0.77 below 2^-126, where results are subnormal and rounded once more.
+__device__ inline float exp32_within(float x) {
+    const float n = __fsub_rn(__fmaf_rn(x, 1.44269504f, ROUNDING), ROUNDING);
+    const float wide = __fmaf_rn(n, -6.93145752e-1f, x);  // ln 2 in two parts, the first so short that this is exact
+    const float r = __fmaf_rn(n, -1.42860677e-6f, wide);
+    const float rest = __fmaf_rn(n, -1.42860677e-6f, __fsub_rn(wide, r));  // what r lost
+    return times_power(exp_near(r, rest), n);
 }
 
 // e^x. 0 below -103.98, Inf above 88.72.
@@ -38,6 +46,22 @@ __device__ inline float exp32(float x) {
     if (x > 88.8f) return __uint_as_float(0x7f800000u);
     if (x < -104.0f) return 0.0f;
     return exp32_within(x);
+}
+
+// 2^x for x from -150 to 128 or NaN; exact for integers. Error 0.67 ulp; 0.79 below 2^-126.
+__device__ inline float exp2_32_within(float x) {
+    const float n = __fsub_rn(__fadd_rn(x, ROUNDING), ROUNDING), f = __fsub_rn(x, n);
+    const float r = __fmul_rn(f, 6.93147182e-1f);
+    const float rest = __fmaf_rn(f, -1.90465421e-9f, __fmaf_rn(f, 6.93147182e-1f, -r));  // what r lost, and ln 2 lacks
+    return times_power(exp_near(r, rest), n);
+}
+
+// 2^x. 0 from -150 on downwards, Inf from 128 on upwards.
+__device__ inline float exp2_32(float x) {
+    if (x != x) return x;
+    if (x > 128.0f) return __uint_as_float(0x7f800000u);
+    if (x < -150.0f) return 0.0f;
+    return exp2_32_within(x);
 }
 
 // numerator / (large + small) for finite large >= small >= 0, with what the sum and the quotient lose put back.

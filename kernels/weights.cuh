@@ -1,4 +1,4 @@
-// exp32 of differences that are at most 0, rounded to a 16-bit type: the weights of a softmax.
+// Powers of 2, rounded to a 16-bit type: the weights of a softmax.
 #pragma once
 
 #include "convert.cuh"
@@ -30,52 +30,36 @@ template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
     return __half2float(*reinterpret_cast<const __half*>(&pair));
 }
 
-// exp32 of numbers up to 0 or NaN, without a branch: that of -104 is 0, too.
-__device__ inline float negative_exp32(float x) { return exp32_within(x < -104.0f ? -104.0f : x); }
+// The weight of a key whose score lies -z powers of 2 below its row's base: 2^z, 0 below 2^-126. z up to 1, or NaN.
+__device__ inline float weight32(float z) { return z < -126.0f ? 0.0f : exp2_32_within(z); }
 
-// Two of exp32(x), x from -1e38 to 0 or NaN, rounded to T. Not 0: what is there may be wrong in the last place.
-template <class T> __device__ inline std::uint32_t exp_pair(std::uint32_t& to, float first, float second) {
+// Two of weight32, rounded to T. Not 0: what is there may be wrong in the last place.
+template <class T> __device__ inline std::uint32_t weight_pair(std::uint32_t& to, float first, float second) {
 #ifdef __CUDACC__
-    // 2^z by the approximate unit, and two bounds between which exp32 lies: the unit is off by 2^-22 of its result, exp32 by
-    // 8e-8 of its own, a product or sum by 6e-8. Where both bounds round to the same number of 16 bits so does exp32. The
-    // unit gives 0 for what is subnormal in float32: SMALLEST then parts the bounds, as Inf times 0 does for x = -Inf.
-    constexpr float SMALLEST = 9.183549616e-41f;  // 2^-133, bfloat16's smallest; half's is 2^-24
+    // The approximate unit is off by 2^-22 of its result, weight32 by 4e-8 of its own. Where both bounds round to the same
+    // number of 16 bits so does weight32. Below 2^-126 the unit gives 0, too.
     float low[2], high[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const float x = i == 0 ? first : second;
         float e;
-        if constexpr (std::is_same<T, __half>::value) {  // its numbers lie so close that what z loses counts
-            const float z = __fmul_rn(x, 1.44269504f), rest = __fmaf_rn(x, 1.92596303e-8f, __fmaf_rn(x, 1.44269504f, -z));
-            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z));
-            low[i] = __fmul_rn(e, __fmaf_rn(rest, 0.693147182f, 0.99999946f));
-            high[i] = __fmaf_rn(e, __fmaf_rn(rest, 0.693147182f, 1.0000005f), 0.0f);  // no -0
-        } else {
-            // e^(1.00000007 x - 2e-7), below exp32 whatever was lost.
-            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmaf_rn(x, 1.442695141f, -2.9e-7f)));
-            low[i] = e;
-            high[i] = __fmaf_rn(e, __fmaf_rn(x, -1.3e-7f, 1.00000048f), SMALLEST);
-        }
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(i == 0 ? first : second));
+        low[i] = __fmul_rn(e, 0.99999964f);
+        high[i] = __fmul_rn(e, 1.00000036f);
     }
     to = pack<T>(high[0], high[1]);
     return to ^ pack<T>(low[0], low[1]);
 #else
-    to = pack<T>(exp32(first), exp32(second));
+    to = pack<T>(weight32(first), weight32(second));
     return 0;
 #endif
 }
 
-struct KeepAll {
-    __device__ std::uint32_t operator()(int) const { return ~0u; }
-};
-// exp_pair for all N pairs, right in every place; of pair i the bits of keep(i), the others 0.
-template <class T, int N, class Keep = KeepAll>
-__device__ inline void exp_pairs(std::uint32_t (&to)[N], const float (&x)[2 * N], Keep keep = {}) {
+// weight_pair for all N pairs, right in every place.
+template <class T, int N> __device__ inline void weight_pairs(std::uint32_t (&to)[N], const float (&z)[2 * N]) {
     std::uint32_t unsure[N], any = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        unsure[i] = exp_pair<T>(to[i], x[2 * i], x[2 * i + 1]) & keep(i);
-        to[i] &= keep(i);
+        unsure[i] = weight_pair<T>(to[i], z[2 * i], z[2 * i + 1]);
         any |= unsure[i];
     }
     if (any == 0) return;
@@ -88,6 +72,6 @@ __device__ inline void exp_pairs(std::uint32_t (&to)[N], const float (&x)[2 * N]
         if (some == 0) continue;
 #pragma unroll
         for (int j = i; j < N && j < i + FOUR; ++j)
-            if (unsure[j] != 0) to[j] = pack<T>(negative_exp32(x[2 * j]), negative_exp32(x[2 * j + 1])) & keep(j);
+            if (unsure[j] != 0) to[j] = pack<T>(weight32(z[2 * j]), weight32(z[2 * j + 1]));
     }
 }

@@ -1,8 +1,8 @@
 """The bits of attention's core in numpy: the order that kernels/attention.cu declares, without the kernel's schedule.
 
 Here are no blocks, warps or lanes: for every row of queries the keys are taken in chunks of 64 at absolute positions.
-q k^T and p v are chains of the modelled tensor core (tensor_core.py), e^x is elementary_bits.exp, and every other
-operation is one of float32. Values that are NaN or Inf stay out of the chain over a chunk and are added, times their
+q k^T, p v and the sums of p are chains of the modelled tensor core (tensor_core.py), 2^x is elementary_bits.exp2, and
+every other operation is one of float32. Values that are NaN or Inf stay out of the chain over a chunk and are added, times their
 weight, in ascending order to the rows that see them.
 """
 
@@ -15,20 +15,21 @@ import numpy.typing as npt
 import torch
 
 from mxharness import tensor_core
-from mxharness.float32 import Array, Wide
+from mxharness.float32 import Array, Wide, fma
 from mxharness.functional import ACTIVATIONS
 from mxharness.ops import elementary_bits
 from mxharness.ops.attention_reference import CHUNK, Rule
 
 Seen = npt.NDArray[np.bool_]
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
+LOG2_E, WHOLE = np.float32(1.44269504), 2.0**23
 
 
 class State(NamedTuple):
     """Of rows (.., R) after some keys."""
 
     top: Array
-    """(.., R): m, the largest score."""
+    """(.., R): m, the base: a whole number, of which power of 2 the sum and the output are multiples."""
     total: Array
     """(.., R): l, the sum of the weights."""
     output: Array
@@ -59,12 +60,13 @@ def core_bits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, dty
 
 
 def _start(rule: Rule, B: int, T: int, G: int, sizes: tuple[int, ...]) -> State:
-    """(-inf, 0, 0) for rows (B, Hkv, T G, D); with a sink (sink, 1, 0)."""
+    """(-inf, 0, 0) for rows (B, Hkv, T G, D); with a sink its base and weight."""
     lead, output = sizes[:3], np.zeros(sizes, np.float32)
     if rule.sinks is None:
         return State(np.full(lead, -INFINITY), np.zeros(lead, np.float32), output)
-    sinks = rule.sinks.float().reshape(1, -1, 1, G).expand(B, -1, T, -1).reshape(lead)
-    return State(sinks.numpy(), np.ones(lead, np.float32), output)
+    sinks = rule.sinks.float().reshape(1, -1, 1, G).expand(B, -1, T, -1).reshape(lead).numpy()
+    top = np.ceil(sinks * LOG2_E)
+    return State(top, _weight(_raised(sinks, LOG2_E, top)), output)
 
 
 def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dtype: torch.dtype) -> State:
@@ -72,37 +74,45 @@ def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dt
     name, count = ACTIVATIONS[dtype], keys.shape[-2]
     products = tensor_core.mma(np.zeros((*visible.shape[:-1], count)), rows, keys, name).astype(np.float32)
     s = np.full(visible.shape, -INFINITY)
-    s[..., :count] = np.where(visible[..., :count], products * np.float32(scale), -INFINITY)
-    top = s.max(-1)
-    p = np.where(visible, elementary_bits.exp(s - _base(top)[..., None]), ZERO)
+    s[..., :count] = np.where(visible[..., :count], -products if scale < 0 else products, -INFINITY)
+    factor = max(np.abs(np.float32(scale)) * LOG2_E, np.float32(2.0**-149))
+    top = np.ceil(s.max(-1) * factor)
+    p = np.where(visible, _weight(_raised(s, factor, top[..., None])), ZERO)
     weights = torch.from_numpy(p).to(dtype).double().numpy()
     special = ~np.isfinite(values)
     columns = np.where(special, 0.0, values).swapaxes(-1, -2)
     output = tensor_core.mma(np.zeros(rows.shape), weights, columns, name).astype(np.float32)
+    one = np.ones((*columns.shape[:-2], 1, columns.shape[-1]))
+    total = tensor_core.mma(np.zeros((*rows.shape[:-1], 1)), weights, one, name).astype(np.float32)[..., 0]
     p, narrow = weights.astype(np.float32), values.astype(np.float32)
     for n in np.flatnonzero(special.any((0, 1, 3))):
         added = output + p[..., n, None] * narrow[..., n, None, :]
         output = np.where(special[..., n, None, :] & visible[..., n, None], added, output)
-    return State(top, _sum(p), output)
+    return State(top, total, output)
 
 
-def _sum(p: Array) -> Array:
-    """Over 64 keys 16 w + 8 j + 2 t + i: over i, then j, then t in pairs at distance 2 and 1, then w ascending."""
-    each = p.reshape(*p.shape[:-1], 4, 2, 4, 2)
-    pairs: Array = each[..., 0] + each[..., 1]
-    quarters: Array = pairs[..., 0, :] + pairs[..., 1, :]
-    halves: Array = quarters[..., :2] + quarters[..., 2:]
-    sixteen: Array = halves[..., 0] + halves[..., 1]
-    total: Array = ((sixteen[..., 0] + sixteen[..., 1]) + sixteen[..., 2]) + sixteen[..., 3]
-    return total
+def _raised(s: Array, factor: np.float32, top: Array) -> Array:
+    """S factor - top, rounded once; where top is so large that the product is a whole number, the product first."""
+    base = np.broadcast_to(_base(top), s.shape)
+    return np.where(np.abs(base) >= WHOLE, s * factor - base, fma(s, factor, -base))
+
+
+def _weight(z: Array) -> Array:
+    """2^z, 0 where that is subnormal."""
+    return np.where(z < -126, ZERO, elementary_bits.exp2(z))
 
 
 def _joined(before: State, chunk: State) -> State:
-    """Both scaled to the larger maximum and added."""
+    """Both scaled to the larger base, one of them by 1, and added: each rounded once."""
     top = np.maximum(before.top, chunk.top)
-    kept, joined = (elementary_bits.exp(part.top - _base(top)) for part in (before, chunk))
-    total = before.total * kept + chunk.total * joined
-    return State(top, total, before.output * kept[..., None] + chunk.output * joined[..., None])
+    keeps = before.top == top
+    power = elementary_bits.exp2(np.where(keeps, chunk.top, before.top) - _base(top))
+
+    def both(old: Array, new: Array, keeps: Seen, power: Array) -> Array:
+        return np.where(keeps, fma(new, power, old), fma(old, power, new))
+
+    output = both(before.output, chunk.output, keeps[..., None], power[..., None])
+    return State(top, both(before.total, chunk.total, keeps, power), output)
 
 
 def _chosen(touched: Seen, new: State, old: State) -> State:

@@ -26,6 +26,7 @@ ERFC = (
 )  # fmt: skip
 """Of ln(1 - erf(1 + t)), t up to 2.93."""
 LOG2_E, LN_2_HIGH, LN_2_LOW = _F(1.44269504), _F(6.93145752e-1), _F(1.42860677e-6)
+LN_2, LN_2_REST = _F(6.93147182e-1), _F(-1.90465421e-9)
 
 
 def exp(x: Array) -> Array:
@@ -34,13 +35,28 @@ def exp(x: Array) -> Array:
     n = np.rint(np.multiply(inside, LOG2_E, dtype=np.float64)).astype(np.float32)
     near = fma(-n, LN_2_HIGH, inside)
     r = fma(-n, LN_2_LOW, near)
-    lost = fma(-n, LN_2_LOW, near - r)
+    result = _scaled(r, fma(-n, LN_2_LOW, near - r), n)
+    result = np.where(x > _F(88.8), _F(np.inf), np.where(x < -104, _F(0), result))
+    return np.where(np.isnan(x), x, result)
+
+
+def exp2(x: Array) -> Array:
+    """2^x = 2^n e^(f ln 2) for x = n + f: the product r and what it lost, then as exp."""
+    inside = np.where((x >= -150) & (x <= 128), x, _F(0))
+    n = np.rint(inside)
+    f = inside - n
+    r = f * LN_2
+    result = _scaled(r, fma(f, LN_2_REST, fma(f, LN_2, -r)), n)
+    result = np.where(x > 128, _F(np.inf), np.where(x < -150, _F(0), result))
+    return np.where(np.isnan(x), x, result)
+
+
+def _scaled(r: Array, lost: Array, n: Array) -> Array:
+    """e^(r + lost) 2^n, the sums' losses carried along and the last product rounded once."""
     whole = _ONE + r
     behind = (_ONE - whole) + r
     mantissa = whole + (behind + fma(r * r, horner(EXP, r), lost))
-    result = np.ldexp(mantissa.astype(np.float64), n.astype(np.int64)).astype(np.float32)
-    result = np.where(x > _F(88.8), _F(np.inf), np.where(x < -104, _F(0), result))
-    return np.where(np.isnan(x), x, result)
+    return np.ldexp(mantissa.astype(np.float64), n.astype(np.int64)).astype(np.float32)
 
 
 def _over_sum(numerator: Array, large: Array, small: Array) -> Array:
@@ -85,6 +101,7 @@ def rsqrt(x: Array) -> Array:
 
 FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
     "exp": exp,
+    "exp2": exp2,
     "sigmoid": sigmoid,
     "tanh": tanh,
     "erf": erf,

@@ -234,8 +234,7 @@ __device__ inline Factors factors_of(float m, float top) {
     return {keeps ? 1.0f : power, keeps ? power : 1.0f};
 }
 __device__ inline float joined(float o, float part, const Factors& by) {
-    const bool keeps = by.kept == 1.0f;
-    return __fmaf_rn(keeps ? part : o, keeps ? by.joined : by.kept, keeps ? o : part);
+    return __fmaf_rn(part, by.joined, __fmul_rn(o, by.kept));
 }
 __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
     if (problem.sinks == nullptr) return {-infinity(), 0.0f};
@@ -243,20 +242,6 @@ __device__ inline State start_state(const Problem& problem, const Tile& tile, in
     float z[1] = {sink};
     raise(z, LOG2_E, {top, top});
     return {top, weight32(z[0])};
-}
-
-// The sums of the weights of 16 rows, whose A fragments these are, as the product with ones: of rows g and g + 8.
-template <class T> struct One;
-template <> struct One<__nv_bfloat16> { static constexpr std::uint32_t pair = 0x3f803f80u; };
-template <> struct One<__half> { static constexpr std::uint32_t pair = 0x3c003c00u; };
-template <class T> __device__ inline void add_up(float (&sum)[2], const std::uint32_t (&p)[CHUNK / MMA_K][4]) {
-    float total[1][1][4] = {};
-    const std::uint32_t ones[1][2] = {{One<T>::pair, One<T>::pair}};
-#pragma unroll
-    for (int step = 0; step < CHUNK / MMA_K; ++step)
-        mma_step(Fragments<T, 1, 1>{total, reinterpret_cast<const std::uint32_t (&)[1][4]>(p[step]), ones});
-    sum[0] = total[0][0][0];
-    sum[1] = total[0][0][2];
 }
 
 // The exponent bits of the 16-bit types: all set in NaN and Inf.

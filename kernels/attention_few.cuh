@@ -169,7 +169,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         std::uint32_t p[CHUNK / MMA_K][4];
         load_weights(p, weights);
         float part[COLUMNS][4], sum[2];
-        add_up<T>(sum, p);
+        row_sums<T>(sum, p);
         outputs<DMAX, T, false>(part, p, values, columns_of<DMAX>(D));
         bool broken = false;
 #pragma unroll

@@ -160,7 +160,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
                     weigh<T, true>(p, top, s[0], scores, first_key + 2 * t, low, high);
                 else
                     weigh<T, false>(p, top, s[0], scores, 0, low, high);
-                add_up<T>(sum, p);
+                row_sums<T>(sum, p);
             }
             if (careful) {
                 if (takes_part)

@@ -25,6 +25,7 @@ constexpr int TILE_BYTES = CHUNK * 128;  // of 64 rows and 64 columns
 template <int D> struct alignas(1024) WideShared {
     unsigned char queries[WIDE_GROUPS][D / 64 * TILE_BYTES];
     unsigned char keys[WIDE_STAGES][D / 64 * TILE_BYTES], values[WIDE_STAGES][D / 64 * TILE_BYTES];
+    std::uint32_t ones[8 * 32];                                 // of T, in pairs: 8 rows of a tile
     std::uint32_t weights[WIDE_GROUPS * WARPS][ROWS][P_PITCH];  // of a careful pass
     Meeting meeting;
     int broken;
@@ -115,21 +116,12 @@ __device__ OUT_OF_LINE float add_specials_wide(float sum, const unsigned char* v
     return sum;
 }
 
-// __fdiv_rn(x, l) without a branch, for moderate numbers; inverse: __fdiv_rn(1, l). After one correction the quotient is off by
-// less than a unit in the last place, and the next one rounds it rightly: Markstein, "Computation of elementary functions on
-// the IBM RISC System/6000 processor", 1990.
-__device__ inline float divided(float x, float l, float inverse) {
-    float quotient = __fmul_rn(x, inverse);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) quotient = __fmaf_rn(__fmaf_rn(-quotient, l, x), inverse, quotient);
-    return quotient;
-}
-
 // groups: warpgroups of the block.
 template <int D, class T>
 __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, const Plain<T>& k, const Plain<T>& v,
                                    const CacheRows& rows, const Problem& problem, int groups) {
     constexpr int PARTS = D / 64, COLUMNS = 8, STEPS = D / MMA_K;  // 64 columns of the output; groups of 8 of them; of 16
+    constexpr std::uint32_t ONES = Ones<T>::pair;
     constexpr int STAGE_BYTES = sizeof(WideShared<D>::keys[0]);
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
     const int tile_rows = groups * GROUP_ROWS, lane = threadIdx.x % WARP;
@@ -229,17 +221,22 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                 for (int r = 0; r < 4; ++r) o[n][c][r] = 0.0f;
     };
     Factors by[2];
-    // The states of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see it and
-    // keep their base.
-    const auto join_states = [&](const float (&top)[2], const float (&sum)[2], int chunk) {
+    // Of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see it and keep their base.
+    const auto join_bases = [&](const float (&top)[2], int chunk) {
         bool some[2];
         joins(some, chunk);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             by[half] = factors_of(state[half].m, top[half]);
-            if (some[half]) state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by[half])};
+            if (some[half]) state[half].m = Larger()(state[half].m, top[half]);
         }
         return vote(!(some[0] && some[1] && by[0].kept == 1.0f && by[1].kept == 1.0f)) == 0;
+    };
+    const auto join_sums = [&](float first, float second, int chunk) {
+        bool some[2];
+        joins(some, chunk);
+        if (some[0]) state[0].l = joined(state[0].l, first, by[0]);
+        if (some[1]) state[1].l = joined(state[1].l, second, by[1]);
     };
     const auto join_outputs = [&](int n, int chunk, bool kept) {
         if (kept) {
@@ -257,6 +254,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[c][r], by[r / 2]) : o[n][c][r];
     };
 
+    if (threadIdx.x < 64) reinterpret_cast<uint4*>(shared.ones)[threadIdx.x] = make_uint4(ONES, ONES, ONES, ONES);
     if (threadIdx.x == 0) {
         open_meeting(shared.meeting, groups * WARPS);
         shared.broken = 0;
@@ -298,16 +296,19 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         float top[2];
         std::uint32_t next[CHUNK / 4];
         weigh(top, next, chunk, false);
+        const bool kept = join_bases(top, chunk);
         meet(chunk);
         keep_from_here(p, next, nothing);
         const unsigned char* const values = shared.values[chunk % WIDE_STAGES];
+        float sums[1][4];
+        group_fence();
+        group_sums<T>(sums, p, columns_of(shared.ones));
         multiply_values(values, 0);
         multiply_keys(chunk + 1);
-        float sum[2];
-        add_up<T>(sum, p);
-        const bool kept = join_states(top, sum, chunk);
         group_wait<1>(part);  // the scores are under way
         belongs(part);
+        belongs(sums);
+        join_sums(sums[0][0], sums[0][2], chunk);
         join_outputs(0, chunk, kept);
         if (PARTS == 2) {
             multiply_values(values, 1);
@@ -366,11 +367,12 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                     p[i / 4][i % 4] = next[i];
                     shared.weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = next[i];
                 }
-                add_up<T>(sum, p);
+                row_sums<T>(sum, p);
             }
             __syncthreads();  // the weights are there
             if (!takes_part) continue;
-            join_states(top, sum, chunk);
+            join_bases(top, chunk);
+            join_sums(sum[0], sum[1], chunk);
 #pragma unroll
             for (int n = 0; n < PARTS; ++n) {
                 multiply_values(without, n);
@@ -389,28 +391,36 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         }
     }
 
+    // The outputs of this warp's rows, over its queries, which nobody reads any more.
+    const auto word = [&](int half, int n, int c) -> std::uint32_t& {
+        return *reinterpret_cast<std::uint32_t*>(shared.queries[group] + place(warp % WARPS * ROWS + g + 8 * half, 8 * n + c) + 4 * t);
+    };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int r = mine + g + 8 * half;
-        const float l = state[half].l, inverse = __fdiv_rn(1.0f, l);
-        const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
-        // 2^-100 to 2^100 and 2^-24 to 2^24: nothing is so small or large on the way that it would lose bits.
-        const bool moderate = least >= 7.9e-31f && most <= 1.2e30f && l >= 6e-8f && l <= 1.6e7f;
-        T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
-        const auto write = [&](auto divide) {
+        const float l = state[half].l;
+        const auto write = [&](auto round) {
 #pragma unroll
             for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-                for (int c = 0; c < COLUMNS; c += 4) {
-                    std::uint32_t words[4];
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) words[i] = pack<T>(divide(o[n][c + i][2 * half]), divide(o[n][c + i][2 * half + 1]));
-                    quad_transpose(words);  // the four words of group c + t
-                    if (r < tile.count)
-                        *reinterpret_cast<uint4*>(out + 64 * n + 8 * (c + t)) = make_uint4(words[0], words[1], words[2], words[3]);
-                }
+                for (int c = 0; c < COLUMNS; ++c) word(half, n, c) = round(o[n][c][2 * half], o[n][c][2 * half + 1]);
         };
-        if (vote(!moderate) == 0) write([&](float x) { return divided(x, l, inverse); });
-        else write([&](float x) { return nothing ? 0.0f : __fdiv_rn(x, l); });
+#ifdef __CUDACC__
+        // Products with the inverse are off by less than OFF units, where nothing is so small or large that it loses bits.
+        constexpr std::uint32_t OFF = 3;
+        const float inverse = __fdiv_rn(1.0f, l);
+        Rounding<T> all;
+        write([&](float a, float b) { return all.pair(__fmul_rn(a, inverse), __fmul_rn(b, inverse), OFF); });
+        if (least >= 7.9e-31f && most <= 1.2e30f && l >= 6e-8f && l <= 1.6e7f && all.sure(OFF)) continue;
+#endif
+        const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
+        write([&](float a, float b) { return nothing ? 0 : pack<T>(__fdiv_rn(a, l), __fdiv_rn(b, l)); });
+    }
+    meet_warp();
+#pragma unroll
+    for (int i = lane; i < ROWS * PIECES; i += WARP) {
+        const int row = i / PIECES, piece = i % PIECES, r = mine + row;
+        if (r >= tile.count) continue;
+        T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D + piece * 8;
+        *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(shared.queries[group] + place(warp % WARPS * ROWS + row, piece));
     }
 }

@@ -63,3 +63,18 @@ template <class T, int MT, int NT> inline void mma_step(const Fragments<T, MT, N
 }
 
 #endif
+
+// The sums of 16 rows over 16 N k, A's fragments given, in the canonical order: the product with ones. sum[0] of row g,
+// sum[1] of row g + 8.
+template <class T> struct Ones;
+template <> struct Ones<__nv_bfloat16> { static constexpr std::uint32_t pair = 0x3f803f80u; };
+template <> struct Ones<__half> { static constexpr std::uint32_t pair = 0x3c003c00u; };
+template <class T, int N> __device__ inline void row_sums(float (&sum)[2], const std::uint32_t (&a)[N][4]) {
+    float total[1][1][4] = {};
+    const std::uint32_t ones[1][2] = {{Ones<T>::pair, Ones<T>::pair}};
+#pragma unroll
+    for (int step = 0; step < N; ++step)
+        mma_step(Fragments<T, 1, 1>{total, reinterpret_cast<const std::uint32_t (&)[1][4]>(a[step]), ones});
+    sum[0] = total[0][0][0];
+    sum[1] = total[0][0][2];
+}

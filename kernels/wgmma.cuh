@@ -28,6 +28,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+#define WGMMA_8(type)                                                                                             \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %9, 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type " {%0, %1, %2, %3}, "                 \
+                 "{%4, %5, %6, %7}, %8, add, 1, 1, 0; }"                                                          \
+                 : FOUR(0)                                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 #define WGMMA_32(type)                                                                                            \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %21, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " " D16                              \
@@ -58,6 +64,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ inline void wgmma(float (&d)[1][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_8("bf16");
+}
+__device__ inline void wgmma(float (&d)[1][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_8("f16");
+}
 __device__ inline void wgmma(float (&d)[4][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
     WGMMA_32("bf16");
 }
@@ -203,6 +215,13 @@ __device__ inline void group_step_across(float (&d)[NT][4], const std::uint32_t 
     wgmma_across(d, a, described(tiles + 128 * step), first ? 0 : 1, T());
 }
 
+// d[0][0] of row g, d[0][2] of row g + 8: the sums of a over 16 N k. ones: 8 rows of a tile, all ones.
+template <class T, int N>
+__device__ inline void group_sums(float (&d)[1][4], const std::uint32_t (&a)[N][4], Columns ones) {
+#pragma unroll
+    for (int step = 0; step < N; ++step) wgmma(d, a[step], described(ones), step == 0 ? 0 : 1, T());
+}
+
 #else
 
 #include "host/warpgroup.h"
@@ -210,5 +229,11 @@ __device__ inline void group_step_across(float (&d)[NT][4], const std::uint32_t 
 using Columns = const char*;
 inline Columns columns_of(const void* tile) { return static_cast<const char*>(tile); }
 inline Columns columns_across(const void* tile, int) { return static_cast<const char*>(tile); }
+template <class T, int N> inline void group_sums(float (&d)[1][4], const std::uint32_t (&a)[N][4], Columns) {
+    float sum[2];
+    row_sums<T>(sum, a);
+    d[0][0] = d[0][1] = sum[0];
+    d[0][2] = d[0][3] = sum[1];
+}
 
 #endif

@@ -107,12 +107,9 @@ def _joined(before: State, chunk: State) -> State:
     top = np.maximum(before.top, chunk.top)
     keeps = before.top == top
     power = elementary_bits.exp2(np.where(keeps, chunk.top, before.top) - _base(top))
-
-    def both(old: Array, new: Array, keeps: Seen, power: Array) -> Array:
-        return np.where(keeps, fma(new, power, old), fma(old, power, new))
-
-    output = both(before.output, chunk.output, keeps[..., None], power[..., None])
-    return State(top, both(before.total, chunk.total, keeps, power), output)
+    kept, joined = np.where(keeps, np.float32(1), power), np.where(keeps, power, np.float32(1))
+    total = fma(chunk.total, joined, before.total * kept)
+    return State(top, total, fma(chunk.output, joined[..., None], before.output * kept[..., None]))
 
 
 def _chosen(touched: Seen, new: State, old: State) -> State:

@@ -236,12 +236,13 @@ __device__ inline Factors factors_of(float m, float top) {
 __device__ inline float joined(float o, float part, const Factors& by) {
     return __fmaf_rn(part, by.joined, __fmul_rn(o, by.kept));
 }
-__device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
+// A sink has the weight that a key of its score would have, not rounded.
+template <class T> __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
     if (problem.sinks == nullptr) return {-infinity(), 0.0f};
     const float sink = problem.sinks[tile.query_head(r)], top = ceilf(__fmul_rn(sink, LOG2_E));
     float z[1] = {sink};
     raise(z, LOG2_E, {top, top});
-    return {top, weight32(z[0])};
+    return {top, __fmul_rn(exp2_32(z[0]), Weight<T>::FACTOR)};
 }
 
 // The exponent bits of the 16-bit types: all set in NaN and Inf.

@@ -89,7 +89,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         const int r = tile.first + g + 8 * half;
         low[half] = tile.low(r);
         high[half] = tile.high(r);
-        state[half] = start_state(problem, tile, r);
+        state[half] = start_state<T>(problem, tile, r);
     }
     Stage<DMAX, Cache> next_keys{k, rows, tile}, next_values{v, rows, tile};
     const auto bring = [&](int chunk) {  // what was fetched, and the next is

@@ -108,7 +108,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int r = mine + g + 8 * half;
-            state[half] = start_state(problem, tile, min(r, tile.count - 1));
+            state[half] = start_state<T>(problem, tile, min(r, tile.count - 1));
         }
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c)

@@ -116,6 +116,31 @@ __device__ OUT_OF_LINE float add_specials_wide(float sum, const unsigned char* v
     return sum;
 }
 
+// Numbers of which it is known that they are off by less than `OFF` units in the last place, or not, are rounded to T in pairs,
+// and found out whether the exact numbers would be rounded to the same.
+#ifdef __CUDACC__
+template <class T> struct Rounding;
+template <> struct Rounding<__nv_bfloat16> {  // half-way lie those whose lower 16 bits are 0x8000
+    std::uint32_t nearest = 0xffffffffu;      // of two halves: the smallest distance from there, counted from OFF before it
+    __device__ std::uint32_t pair(float first, float second, std::uint32_t off) {
+        const std::uint32_t lower = __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x5410);
+        nearest = __viaddmin_u16x2(lower, 0x80008000u + 0x10001u * off, nearest);
+        return pack<__nv_bfloat16>(first, second);
+    }
+    __device__ bool sure(std::uint32_t off) const { return min(nearest & 0xffffu, nearest >> 16) > 2 * off; }
+};
+template <> struct Rounding<__half> {
+    std::uint32_t differ = 0;
+    __device__ std::uint32_t pair(float first, float second, std::uint32_t off) {
+        const float by = static_cast<float>(off) * 1.2e-7f;
+        const std::uint32_t high = pack<__half>(__fmaf_rn(first, by, first), __fmaf_rn(second, by, second));
+        differ |= high ^ pack<__half>(__fmaf_rn(first, -by, first), __fmaf_rn(second, -by, second));
+        return high;
+    }
+    __device__ bool sure(std::uint32_t) const { return differ == 0; }
+};
+#endif
+
 // groups: warpgroups of the block.
 template <int D, class T>
 __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, const Plain<T>& k, const Plain<T>& v,
@@ -212,7 +237,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     float o[PARTS][COLUMNS][4];
     const auto start = [&] {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) state[half] = start_state(problem, tile, min(mine + g + 8 * half, tile.count - 1));
+        for (int half = 0; half < 2; ++half) state[half] = start_state<T>(problem, tile, min(mine + g + 8 * half, tile.count - 1));
 #pragma unroll
         for (int n = 0; n < PARTS; ++n)
 #pragma unroll

@@ -30,59 +30,26 @@ template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
     return __half2float(*reinterpret_cast<const __half*>(&pair));
 }
 
-// The weight of a key whose score lies -z powers of 2 below its row's base: 2^z, 0 below 2^-126. z up to 1, or NaN.
-__device__ inline float weight32(float z) { return z < -126.0f ? 0.0f : exp2_32_within(z); }
-
-// Numbers of which it is known that they are off by less than `OFF` units in the last place, or not, are rounded to T in pairs,
-// and found out whether the exact numbers would be rounded to the same.
+// The weight of a key whose score lies z powers of 2 above its row's base, z up to 1 or NaN: FACTOR 2^z, for z rounded to a
+// multiple of 2^-12, and 0 below 2^-126; to be rounded to T. None of these numbers comes nearer to one where the rounding
+// to T changes than 3.3e-7 of itself (6.6e-7 for bfloat16). So the approximate unit, off by 2^-22 at most, and a product's
+// rounding give the weight that exp2_32 gives. The factor cancels in a row's quotient.
+template <class T> struct Weight;
+template <> struct Weight<__nv_bfloat16> { static constexpr float FACTOR = 1.0f; };
+template <> struct Weight<__half> { static constexpr float FACTOR = 0.951235235f; };  // with 1 some are too near
+template <class T> __device__ inline float weight32(float z) {
+    const float rounded = __fsub_rn(__fadd_rn(z, 3072.0f), 3072.0f);  // 1.5 * 2^11
 #ifdef __CUDACC__
-template <class T> struct Rounding;
-template <> struct Rounding<__nv_bfloat16> {  // half-way lie those whose lower 16 bits are 0x8000
-    std::uint32_t nearest = 0xffffffffu;      // of two halves: the smallest distance from there, counted from OFF before it
-    __device__ std::uint32_t pair(float first, float second, std::uint32_t off) {
-        const std::uint32_t lower = __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x5410);
-        nearest = __viaddmin_u16x2(lower, 0x80008000u + 0x10001u * off, nearest);
-        return pack<__nv_bfloat16>(first, second);
-    }
-    __device__ bool sure(std::uint32_t off) const { return min(nearest & 0xffffu, nearest >> 16) > 2 * off; }
-};
-template <> struct Rounding<__half> {
-    std::uint32_t differ = 0;
-    __device__ std::uint32_t pair(float first, float second, std::uint32_t off) {
-        const float by = static_cast<float>(off) * 1.2e-7f;
-        const std::uint32_t high = pack<__half>(__fmaf_rn(first, by, first), __fmaf_rn(second, by, second));
-        differ |= high ^ pack<__half>(__fmaf_rn(first, -by, first), __fmaf_rn(second, -by, second));
-        return high;
-    }
-    __device__ bool sure(std::uint32_t) const { return differ == 0; }
-};
-// The approximate unit and weight32 were compared for all z on an H100: at most 2.9 units apart; by its description 4.7.
-#if __CUDA_ARCH__ == 900
-constexpr std::uint32_t EXP2_OFF = 3;
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(rounded));
 #else
-constexpr std::uint32_t EXP2_OFF = 5;
+    const float power = rounded < -126.0f ? 0.0f : exp2_32_within(rounded);
 #endif
-#endif
+    return Weight<T>::FACTOR == 1.0f ? power : __fmul_rn(power, Weight<T>::FACTOR);
+}
 
-// weight32 of all N pairs, rounded to T.
+// The weights of N pairs, rounded to T.
 template <class T, int N> __device__ inline void weight_pairs(std::uint32_t (&to)[N], const float (&z)[2 * N]) {
-#ifdef __CUDACC__
-    const auto approximate = [](float z) {  // 0 below 2^-126, too
-        float e;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z));
-        return e;
-    };
-    Rounding<T> all;
 #pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = all.pair(approximate(z[2 * i]), approximate(z[2 * i + 1]), EXP2_OFF);
-    if (all.sure(EXP2_OFF)) return;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        Rounding<T> one;
-        one.pair(approximate(z[2 * i]), approximate(z[2 * i + 1]), EXP2_OFF);
-        if (!one.sure(EXP2_OFF)) to[i] = pack<T>(weight32(z[2 * i]), weight32(z[2 * i + 1]));
-    }
-#else
-    for (int i = 0; i < N; ++i) to[i] = pack<T>(weight32(z[2 * i]), weight32(z[2 * i + 1]));
-#endif
+    for (int i = 0; i < N; ++i) to[i] = pack<T>(weight32<T>(z[2 * i]), weight32<T>(z[2 * i + 1]));
 }

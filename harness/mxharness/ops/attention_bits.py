@@ -23,6 +23,8 @@ from mxharness.ops.attention_reference import CHUNK, Rule
 Seen = npt.NDArray[np.bool_]
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 LOG2_E, WHOLE = np.float32(1.44269504), 2.0**23
+FACTOR = {torch.bfloat16: np.float32(1), torch.float16: np.float32(0.951235235)}
+"""Of a weight; it cancels in the quotient."""
 
 
 class State(NamedTuple):
@@ -45,7 +47,7 @@ def core_bits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, dty
     visible = np.pad(seen.numpy(), ((0, 0), (0, 0), (0, 0), (0, padding)))
     keys, values = k.double().numpy(), torch.nn.functional.pad(v.double(), (0, 0, 0, padding)).numpy()
     with np.errstate(all="ignore"):
-        state = _start(rule, B, T, G, (B, Hkv, T * G, D))
+        state = _start(rule, T, G, (B, Hkv, T * G, D), dtype)
         for first in range(0, S, CHUNK):
             here = slice(first, first + CHUNK)
             touched = np.logical_or.reduce(visible[..., here], -1)
@@ -59,14 +61,14 @@ def core_bits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, dty
     return heads.reshape(B, T, H, D).to(dtype)
 
 
-def _start(rule: Rule, B: int, T: int, G: int, sizes: tuple[int, ...]) -> State:
+def _start(rule: Rule, T: int, G: int, sizes: tuple[int, ...], dtype: torch.dtype) -> State:
     """(-inf, 0, 0) for rows (B, Hkv, T G, D); with a sink its base and weight."""
     lead, output = sizes[:3], np.zeros(sizes, np.float32)
     if rule.sinks is None:
         return State(np.full(lead, -INFINITY), np.zeros(lead, np.float32), output)
-    sinks = rule.sinks.float().reshape(1, -1, 1, G).expand(B, -1, T, -1).reshape(lead).numpy()
+    sinks = rule.sinks.float().reshape(1, -1, 1, G).expand(sizes[0], -1, T, -1).reshape(lead).numpy()
     top = np.ceil(sinks * LOG2_E)
-    return State(top, _weight(_raised(sinks, LOG2_E, top)), output)
+    return State(top, elementary_bits.exp2(_raised(sinks, LOG2_E, top)) * FACTOR[dtype], output)
 
 
 def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dtype: torch.dtype) -> State:
@@ -77,7 +79,7 @@ def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dt
     s[..., :count] = np.where(visible[..., :count], -products if scale < 0 else products, -INFINITY)
     factor = max(np.abs(np.float32(scale)) * LOG2_E, np.float32(2.0**-149))
     top = np.ceil(s.max(-1) * factor)
-    p = np.where(visible, _weight(_raised(s, factor, top[..., None])), ZERO)
+    p = np.where(visible, _weight(_raised(s, factor, top[..., None]), dtype), ZERO)
     weights = torch.from_numpy(p).to(dtype).double().numpy()
     special = ~np.isfinite(values)
     columns = np.where(special, 0.0, values).swapaxes(-1, -2)
@@ -97,9 +99,11 @@ def _raised(s: Array, factor: np.float32, top: Array) -> Array:
     return np.where(np.abs(base) >= WHOLE, s * factor - base, fma(s, factor, -base))
 
 
-def _weight(z: Array) -> Array:
-    """2^z, 0 where that is subnormal."""
-    return np.where(z < -126, ZERO, elementary_bits.exp2(z))
+def _weight(z: Array, dtype: torch.dtype) -> Array:
+    """2^z for z rounded to a multiple of 2^-12, 0 where that is subnormal, times the factor of dtype."""
+    grid = np.rint(z.astype(np.float64) * 2.0**12) / 2.0**12
+    power = elementary_bits.exp2(np.maximum(grid, -1e4).astype(np.float32))
+    return np.where(grid < -126, ZERO, power) * FACTOR[dtype]
 
 
 def _joined(before: State, chunk: State) -> State:

@@ -1,12 +1,11 @@
-// Many rows on Hopper, for heads of 64 or 128 and caches of 16 bits: a block of three warpgroups, or two, owns 192 rows, or
-// 128, a warpgroup 64 of them with all keys of a chunk and all columns of the output.
+// Many rows on Hopper, for heads of 64 or 128 and caches of 16 bits: a block of two warpgroups (heads of 64: three) owns 64
+// rows for each of them, with all keys of a chunk and all columns of the output.
 //
-// A warpgroup turns the scores of chunk c into weights; then the tensor core multiplies these by 64 columns of the values
-// and the queries by the keys of c + 1, while the weights are added up, and the other 64 columns while the first are joined to
-// the output. What it still waits for the other warpgroups have to fill: three are as many as registers allow.
+// When a warpgroup has the weights of chunk c, the tensor core multiplies the queries by the keys of c + 1 and then the weights
+// by the values of c, while the scores of c + 1 become weights. What it still waits for the other warpgroups have to fill.
 //
-// Four chunks lie in shared memory; the warpgroups take turns to copy one. In chunk c, after its weights, every warp of the
-// block arrives at a meeting and waits for the others to have arrived in chunk c - 1, so that the warpgroups may be up to a
+// Four chunks lie in shared memory; the warpgroups take turns to copy one. In chunk c, when it has the weights, every warp of
+// the block arrives at a meeting and waits for the others to have arrived in chunk c - 1, so that the warpgroups may be up to a
 // chunk apart. When all have arrived in chunk c
 //   keys of c + 2 and values of c + 1 have been copied, and keys of c and values of c - 1 have been read
 // and whoever has waited in chunk c reads keys of c + 1 and values of c, and writes keys of c + 3 and values of c + 2
@@ -18,15 +17,15 @@
 
 #include <utility>
 
-constexpr int WIDE_GROUPS = 3;  // at most
 constexpr int WIDE_STAGES = 4;
+template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;  // as many as registers allow
 constexpr int TILE_BYTES = CHUNK * 128;  // of 64 rows and 64 columns
 
 template <int D> struct alignas(1024) WideShared {
-    unsigned char queries[WIDE_GROUPS][D / 64 * TILE_BYTES];
+    unsigned char queries[WIDE_GROUPS<D>][D / 64 * TILE_BYTES];
     unsigned char keys[WIDE_STAGES][D / 64 * TILE_BYTES], values[WIDE_STAGES][D / 64 * TILE_BYTES];
     std::uint32_t ones[8 * 32];                                 // of T, in pairs: 8 rows of a tile
-    std::uint32_t weights[WIDE_GROUPS * WARPS][ROWS][P_PITCH];  // of a careful pass
+    std::uint32_t weights[WIDE_GROUPS<D> * WARPS][ROWS][P_PITCH];  // of a careful pass
     Meeting meeting;
     int broken;
 };
@@ -141,23 +140,23 @@ template <> struct Rounding<__half> {
 };
 #endif
 
-// groups: warpgroups of the block.
 template <int D, class T>
 __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, const Plain<T>& k, const Plain<T>& v,
-                                   const CacheRows& rows, const Problem& problem, int groups) {
+                                   const CacheRows& rows, const Problem& problem) {
+    constexpr int GROUPS = WIDE_GROUPS<D>, WIDE_ROWS = GROUPS * GROUP_ROWS;
     constexpr int PARTS = D / 64, COLUMNS = 8, STEPS = D / MMA_K;  // 64 columns of the output; groups of 8 of them; of 16
     constexpr std::uint32_t ONES = Ones<T>::pair;
     constexpr int STAGE_BYTES = sizeof(WideShared<D>::keys[0]);
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
-    const int tile_rows = groups * GROUP_ROWS, lane = threadIdx.x % WARP;
+    const int lane = threadIdx.x % WARP;
     const int warp = shuffle(static_cast<int>(threadIdx.x / WARP), 0), group = warp / WARPS;  // the compiler sees them uniform
     const int g = lane / 4, t = lane % 4;
     // The last rows see most keys: their blocks begin first.
-    const Tile tile = tile_at(problem, rows, blockIdx.y, blockIdx.x, (gridDim.z - 1 - blockIdx.z) * tile_rows);
+    const Tile tile = tile_at(problem, rows, blockIdx.y, blockIdx.x, (gridDim.z - 1 - blockIdx.z) * WIDE_ROWS);
     const int first_of_group = tile.first + group * GROUP_ROWS, mine = first_of_group + warp % WARPS * ROWS;
     const Scores scores(problem);
     // Chunks that some row of the block sees, and of this warpgroup.
-    const int begin = tile.begin(), end = tile.end(tile_rows);
+    const int begin = tile.begin(), end = tile.end(WIDE_ROWS);
     const bool none = first_of_group >= tile.count;
     const int group_last = min(first_of_group + GROUP_ROWS, tile.count) - 1;
     const int group_begin = none ? begin : tile.low(first_of_group) / CHUNK;
@@ -182,7 +181,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     };
     const auto load_keys = [&](int chunk) { load(key_loader, chunk % WIDE_STAGES * STAGE_BYTES, chunk); };
     const auto load_values = [&](int chunk) { load(value_loader, (WIDE_STAGES + chunk % WIDE_STAGES) * STAGE_BYTES, chunk); };
-    int since = group == 0 ? 0 : groups - group;  // chunks since this warpgroup copied
+    int since = group == 0 ? 0 : GROUPS - group;  // chunks since this warpgroup copied
     const auto meet = [&](int chunk) {
         if (since == 1) {
             wait_async<0>();
@@ -195,7 +194,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             load_values(chunk + 2);
             commit_async();
         }
-        since = since == groups - 1 ? 0 : since + 1;
+        since = since == GROUPS - 1 ? 0 : since + 1;
     };
     // Scores of a chunk; none for the tensor core of the CPU where there is no such chunk.
     float s[CHUNK / 8][4];
@@ -208,14 +207,17 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                                  chunk < group_end ? CHUNK : 0);
         group_commit();
     };
-    float part[COLUMNS][4];
+    float part[PARTS][COLUMNS][4], sums[1][4];
     std::uint32_t p[CHUNK / MMA_K][4] = {};
     const std::uint32_t nothing = problem.T < 0;  // 0, which the compiler does not know
-    const auto multiply_values = [&](const unsigned char* values, int n) {
+    const auto multiply_values = [&](const unsigned char* values) {
         group_fence();
+        group_sums<T>(sums, p, columns_of(shared.ones));
 #pragma unroll
-        for (int step = 0; step < CHUNK / MMA_K; ++step)
-            group_step_across<T>(part, p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
+        for (int n = 0; n < PARTS; ++n)
+#pragma unroll
+            for (int step = 0; step < CHUNK / MMA_K; ++step)
+                group_step_across<T>(part[n], p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
         group_commit();
     };
     const auto weigh = [&](float (&top)[2], std::uint32_t (&next)[CHUNK / 4], int chunk, bool careful) {
@@ -257,39 +259,42 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         }
         return vote(!(some[0] && some[1] && by[0].kept == 1.0f && by[1].kept == 1.0f)) == 0;
     };
-    const auto join_sums = [&](float first, float second, int chunk) {
-        bool some[2];
-        joins(some, chunk);
-        if (some[0]) state[0].l = joined(state[0].l, first, by[0]);
-        if (some[1]) state[1].l = joined(state[1].l, second, by[1]);
-    };
-    const auto join_outputs = [&](int n, int chunk, bool kept) {
+    const auto join_outputs = [&](int chunk, bool kept) {
         if (kept) {
+            state[0].l = __fmaf_rn(sums[0][0], by[0].joined, state[0].l);
+            state[1].l = __fmaf_rn(sums[0][2], by[1].joined, state[1].l);
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
+            for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-                for (int r = 0; r < 4; ++r) o[n][c][r] = __fmaf_rn(part[c][r], by[r / 2].joined, o[n][c][r]);
+                for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+                    for (int r = 0; r < 4; ++r) o[n][c][r] = __fmaf_rn(part[n][c][r], by[r / 2].joined, o[n][c][r]);
             return;
         }
         bool some[2];
         joins(some, chunk);
+        if (some[0]) state[0].l = joined(state[0].l, sums[0][0], by[0]);
+        if (some[1]) state[1].l = joined(state[1].l, sums[0][2], by[1]);
 #pragma unroll
-        for (int c = 0; c < COLUMNS; ++c)
+        for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[c][r], by[r / 2]) : o[n][c][r];
+            for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+                for (int r = 0; r < 4; ++r) o[n][c][r] = some[r / 2] ? joined(o[n][c][r], part[n][c][r], by[r / 2]) : o[n][c][r];
     };
-
     if (threadIdx.x < 64) reinterpret_cast<uint4*>(shared.ones)[threadIdx.x] = make_uint4(ONES, ONES, ONES, ONES);
     if (threadIdx.x == 0) {
-        open_meeting(shared.meeting, groups * WARPS);
+        open_meeting(shared.meeting, GROUPS * WARPS);
         shared.broken = 0;
     }
     if (group == 0) load_keys(begin);
+    const T* const first_query = q + static_cast<long long>(tile.b) * problem.T * problem.q_stride + tile.head * tile.G * D;
 #pragma unroll
     for (int i = 0; i < GROUP_ROWS; i += GROUP_THREADS / PIECES) {  // the queries; zeros for rows that do not exist
         const int row = i + thread / PIECES, piece = thread % PIECES, r = first_of_group + row;
         const bool exists = r < tile.count;
-        const T* at = q + (exists ? tile.token(r) * problem.q_stride + tile.query_head(r) * D + piece * 8 : 0);
+        const int query = exists ? tile.query(r) : 0, head = exists ? r - query * tile.G : 0;
+        const T* at = first_query + static_cast<long long>(query) * problem.q_stride + (head * D + piece * 8);
         copy_async<16>(shared.queries[group] + place(row, piece), at, exists);
     }
     commit_async();
@@ -298,7 +303,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         load_values(begin);
     }
     commit_async();
-    if (group == groups - 1) {
+    if (group == GROUPS - 1) {
         load_keys(begin + 2);
         load_values(begin + 1);
     }
@@ -313,37 +318,26 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     const int idle_until = min(group_begin, end);
     for (int chunk = begin; chunk < idle_until; ++chunk) meet(chunk);
     if (group_begin < group_end) {
-        multiply_keys(group_begin);
-        group_wait<0>(s);
-    }
-#pragma unroll 1
-    for (int chunk = group_begin; chunk < group_end; ++chunk) {
         float top[2];
         std::uint32_t next[CHUNK / 4];
-        weigh(top, next, chunk, false);
-        const bool kept = join_bases(top, chunk);
-        meet(chunk);
-        keep_from_here(p, next, nothing);
-        const unsigned char* const values = shared.values[chunk % WIDE_STAGES];
-        float sums[1][4];
-        group_fence();
-        group_sums<T>(sums, p, columns_of(shared.ones));
-        multiply_values(values, 0);
-        multiply_keys(chunk + 1);
-        group_wait<1>(part);  // the scores are under way
-        belongs(part);
-        belongs(sums);
-        join_sums(sums[0][0], sums[0][2], chunk);
-        join_outputs(0, chunk, kept);
-        if (PARTS == 2) {
-            multiply_values(values, 1);
-            group_wait<0>(part);
+        multiply_keys(group_begin);
+        group_wait<0>(s);
+        weigh(top, next, group_begin, false);
+#pragma unroll 1
+        for (int chunk = group_begin; chunk < group_end; ++chunk) {
+            const bool kept = join_bases(top, chunk);
+            meet(chunk);
+            keep_from_here(p, next, nothing);
+            multiply_keys(chunk + 1);
+            multiply_values(shared.values[chunk % WIDE_STAGES]);
+            group_wait<1>(s);  // the products with the values are under way
             belongs(s);
+            if (chunk + 1 < group_end) weigh(top, next, chunk + 1, false);
+            group_wait<0>(sums);
+#pragma unroll
+            for (int n = 0; n < PARTS; ++n) belongs(part[n]);
             keep_until_here(p, nothing);
-            join_outputs(PARTS - 1, chunk, kept);
-        } else {
-            group_wait<0>(s);
-            keep_until_here(p, nothing);
+            join_outputs(chunk, kept);
         }
     }
     for (int chunk = max(group_end, begin); chunk < end; ++chunk) meet(chunk);
@@ -375,13 +369,13 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             commit_async();
             wait_async<0>();
             __syncthreads();  // the chunk is there
-            for (int i = threadIdx.x; i < D / 64 * TILE_BYTES / 4; i += groups * GROUP_THREADS)
+            for (int i = threadIdx.x; i < D / 64 * TILE_BYTES / 4; i += GROUPS * GROUP_THREADS)
                 reinterpret_cast<std::uint32_t*>(without)[i] =
                     without_specials<T>(reinterpret_cast<const std::uint32_t*>(values)[i]);
             publish_shared();
             __syncthreads();  // the values without specials are there
             const bool takes_part = chunk >= group_begin && chunk < group_end;
-            float top[2], sum[2];
+            float top[2];
             if (takes_part) {
                 multiply_keys(chunk);
                 group_wait<0>(s);
@@ -392,27 +386,27 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                     p[i / 4][i % 4] = next[i];
                     shared.weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = next[i];
                 }
-                row_sums<T>(sum, p);
             }
             __syncthreads();  // the weights are there
             if (!takes_part) continue;
             join_bases(top, chunk);
-            join_sums(sum[0], sum[1], chunk);
+            multiply_values(without);
+            group_wait<0>(sums);
+            belongs(sums);
+            keep_until_here(p, nothing);
 #pragma unroll
             for (int n = 0; n < PARTS; ++n) {
-                multiply_values(without, n);
-                group_wait<0>(part);
-                keep_until_here(p, nothing);
+                belongs(part[n]);
 #pragma unroll
                 for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
                     for (int r = 0; r < 4; ++r) {
                         const int column = 64 * n + 8 * c + 2 * t + r % 2;
-                        part[c][r] = add_specials_wide<T>(part[c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
-                                                          low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
+                        part[n][c][r] = add_specials_wide<T>(part[n][c][r], values, shared.weights[warp][g + 8 * (r / 2)], column,
+                                                             low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
                     }
-                join_outputs(n, chunk, false);
             }
+            join_outputs(chunk, false);
         }
     }
 
@@ -441,11 +435,12 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         write([&](float a, float b) { return nothing ? 0 : pack<T>(__fdiv_rn(a, l), __fdiv_rn(b, l)); });
     }
     meet_warp();
+    T* const first_output = y + (static_cast<long long>(tile.b) * problem.T * problem.H + tile.head * tile.G) * D;
 #pragma unroll
     for (int i = lane; i < ROWS * PIECES; i += WARP) {
         const int row = i / PIECES, piece = i % PIECES, r = mine + row;
         if (r >= tile.count) continue;
-        T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D + piece * 8;
-        *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(shared.queries[group] + place(warp % WARPS * ROWS + row, piece));
+        const int query = tile.query(r), head = r - query * tile.G;
+        *reinterpret_cast<uint4*>(first_output + static_cast<long long>(query) * (problem.H * D) + (head * D + piece * 8)) = *reinterpret_cast<const uint4*>(shared.queries[group] + place(warp % WARPS * ROWS + row, piece));
     }
 }

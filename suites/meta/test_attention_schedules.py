@@ -19,7 +19,6 @@ FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
 WIDE = {"WIDE_TOKENS": 0, "FEW_TILE": 0, "LONG": 10**9}
 FORCED = {
     "wide, and many where it is not for": WIDE,
-    "wide with three warpgroups, and many": {**WIDE, "THREE_GROUPS": {64: 0, 128: 0}},
     "many": {"WIDE_TOKENS": 10**9, "FEW_TILE": 0, "LONG": 10**9},
     "few, a block for all keys of a tile": {**FEW, "SPLIT_BLOCKS": 0},
     "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
@@ -45,15 +44,14 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
     taken = set()
     module = sys.modules["mxharness.functional.attention"]  # whose name the function of the package has
     monkeypatch.setattr(
-        module, "schedule", lambda *call: (how := schedule(*call), taken.add((how.kernel, how.splits, how.groups)))[0]
+        module, "schedule", lambda *call: (how := schedule(*call), taken.add((how.kernel, how.splits)))[0]
     )
     for name, value in FORCED[forced].items():
         monkeypatch.setattr(attention_schedule, name, value)
     assert {case for case in CASES if bits(case) != expected[case]} == set()
-    split = {splits for _, splits, _ in taken if splits > 1}
-    assert {kernel for kernel, *_ in taken} == {kernel for kernel in ("few", "many", "wide") if kernel in forced}
+    split = {splits for _, splits in taken if splits > 1}
+    assert {kernel for kernel, _ in taken} == {kernel for kernel in ("few", "many", "wide") if kernel in forced}
     assert bool(split) == ("two" in forced or "every" in forced)
-    assert (3 in {groups for *_, groups in taken}) == ("three" in forced)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +82,10 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
 @pytest.mark.parametrize(
     ("T", "D", "dtype", "device_class", "expected"),
     [
-        (256, 128, "bf16", "sm_90", Schedule("wide", 4, groups=2)),
-        (6336, 64, "fp16", "host", Schedule("wide", 99, groups=2)),  # 132 tiles of 192 rows in all
-        (6337, 64, "fp16", "host", Schedule("wide", 67, groups=3)),
-        (6337, 128, "fp16", "host", Schedule("wide", 100, groups=2)),
+        (256, 128, "bf16", "sm_90", Schedule("wide", 4)),
+        (257, 128, "bf16", "sm_90", Schedule("wide", 5)),
+        (288, 64, "fp16", "host", Schedule("wide", 3)),  # tiles of 192 rows
+        (289, 64, "fp16", "host", Schedule("wide", 4)),
         (255, 128, "bf16", "sm_90", Schedule("many", 8)),  # too few queries
         (256, 96, "bf16", "sm_90", Schedule("many", 8)),
         (256, 128, "mxfp4", "sm_90", Schedule("many", 8)),

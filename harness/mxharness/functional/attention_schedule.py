@@ -3,7 +3,7 @@
 few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
        whose chunks a second kernel joins in ascending order.
 many   tiles of 64 rows: prefill.
-wide   tiles of 192 or 128 rows, with Hopper's warpgroup products: prefill over 16-bit caches with heads of 64 or 128.
+wide   tiles of 128 or 192 rows, with Hopper's warpgroup products: prefill over 16-bit caches with heads of 64 or 128.
 A row is one query of one head; those of all heads that read the same keys, T H / Hkv, share tiles.
 """
 
@@ -24,10 +24,8 @@ FEW_TILE, MANY_TILE, GROUP_TILE = 16, 64, 64
 """Rows that a block owns; of wide ones, each of their warpgroups."""
 THREADS = 128
 """Of a block; of wide ones, of a warpgroup."""
-THREE_GROUPS = {64: 132, 128: 264}
-"""By size of a head, tiles of 192 rows from which on blocks of three warpgroups are faster than those of two."""
-WIDE_HEADS = (64, 128)
-"""Sizes of a head that the wide kernels are written for."""
+WIDE_GROUPS = {64: 3, 128: 2}
+"""Warpgroups of a block of wide ones, by the size of a head, as in attention_wide.cuh."""
 WIDE_TOKENS = 256
 """Queries of a sequence from which on they are faster."""
 LONG = 256
@@ -48,20 +46,15 @@ class Schedule:
     """Blocks that share the keys of a tile; 1: no second kernel."""
     slots: int = 0
     """Places for a row's chunks where keys are split."""
-    groups: int = 1
-    """Warpgroups of a block."""
 
 
 def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: str) -> Schedule:
     """Of queries q (B, T, H, D) over the cache. What lies in the cache does not matter, only how much may."""
     B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
-    wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_HEADS
+    wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_GROUPS
     if wide and T >= WIDE_TOKENS:
-        tiles = -(-rows // (3 * GROUP_TILE))
-        if tiles * cache.kv_heads * B > THREE_GROUPS[D]:
-            return Schedule("wide", tiles, groups=3)
-        return Schedule("wide", -(-rows // (2 * GROUP_TILE)), groups=2)
+        return Schedule("wide", -(-rows // (WIDE_GROUPS[D] * GROUP_TILE)))
     if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
         return Schedule("many", -(-rows // MANY_TILE))
     tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)
@@ -80,7 +73,7 @@ def table(device_class: str) -> list[tuple[str, str, str]]:
     few, many = ("all", f"1 to {MANY_TILE} rows", "attention_few"), (f"{FEW_TILE + 1} rows and more", "attention_many")
     if device_class not in WGMMA:
         return [few, ("all", *many)]
-    which = "16 bit, heads of " + " and ".join(map(str, WIDE_HEADS))
+    which = "16 bit, heads of " + " and ".join(map(str, WIDE_GROUPS))
     return [few, ("all", *many), (which, f"{WIDE_TOKENS} queries and more", "attention_wide")]
 
 
@@ -106,8 +99,8 @@ def launch(
     )  # fmt: skip
     name, grid = f"{how.kernel}{64 if D <= 64 else 128}_{cache.kernel}", (how.tiles * how.splits, cache.kv_heads, B)
     if how.kernel == "wide":
-        grid, name = (cache.kv_heads, B, how.tiles), name + ("_two" if how.groups == 2 else "")
-        device.launch("attention_wide.cu", f"attention_{name}", grid, (THREADS * how.groups,), *arguments)
+        grid = (cache.kv_heads, B, how.tiles)
+        device.launch("attention_wide.cu", f"attention_{name}", grid, (THREADS * WIDE_GROUPS[D],), *arguments)
         return
     if how.kernel == "many":
         device.launch("attention_many.cu", f"attention_{name}", grid, (THREADS,), *arguments)

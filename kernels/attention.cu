@@ -11,15 +11,15 @@
 // those after i - window only. A query that sees no key and has no sink gives zeros.
 //
 // Order of sums, the same for every batch, tile, page size, prefill or decode: keys in chunks of 64 at absolute
-// positions, in ascending order. Within a chunk, for one row of queries:
-//   s    = (q . k) * scale; the product over D is one unbroken chain of tensor core steps from zero
-//   m_c  = the largest visible s
-//   p    = exp32(s - m_c), rounded to the type of q; 0 for what is not visible
-//   l_c  = sum of the rounded p in float32: keys 16 w + 8 j + 2 t + i, over i, then j, then the butterfly over t = 0..3
-//          with distances 2 and 1, then w ascending
+// positions, in ascending order. Within a chunk, for one row of queries, with c = |scale| log2(e), rounded:
+//   s    = q . k, one unbroken chain of tensor core steps from zero over D; its sign changed if scale is negative
+//   m_c  = ceil(max s c) over the visible s, the chunk's base: weights are told relative to 2^m_c
+//   z    = s c - m_c, rounded once, to a multiple of 2^-12 (where |m_c| >= 2^23 the product is rounded before)
+//   p    = 2^z times a constant of the type of q (weights.cuh), rounded to that type; 0 for what is not visible
+//   l_c  = the sum of the rounded p, a chain of four tensor core steps from zero: the product with ones
 //   O_c  = p V, a chain of four tensor core steps from zero
-// Chunks join the state (m, l, O), from (-inf, 0, 0) or with a sink (sink, 1, 0):
-//   m' = max(m, m_c), l = l exp32(m - m') + l_c exp32(m_c - m'), O likewise, each product and sum rounded
+// Chunks join the state (m, l, O), from (-inf, 0, 0) or, with a sink, from (ceil(sink log2(e)), 2^z times the constant, 0):
+//   m' = max(m, m_c), l = l 2^(m - m') + l_c 2^(m_c - m'), O likewise: both factors exact, one of them 1, one rounding
 // A chunk of which the row sees nothing leaves the row's state as it is. y = O / l, rounded to float32 and to its type.
 //
 // The bits are those of that order, whichever schedule ran: attention_few.cuh for few rows (decoding, mostly), here,

@@ -82,22 +82,24 @@ struct Scores {
 // From here on a product with the factor is a whole number anyway; it is rounded before the base is taken from it, so that
 // the largest has a weight.
 constexpr float WHOLE = 8388608.0f;
-// How many powers of 2 scores lie above their row's base, at most 1: s times factor - top. Element i is of row i / 2 % 2.
+// How many powers of 2 scores lie above their row's base, at most 1: s times factor - top, rounded to a multiple of 2^-12 where
+// that matters. Element i is of row i / 2 % 2.
 template <int N> __device__ inline void raise(float (&s)[N], float factor, const float (&top)[2]) {
-    float by[2] = {factor, factor};
+    constexpr float GRID = 3072.0f;  // 1.5 * 2^11: its units in the last place, and those of numbers around it, are 2^-12
+    float by[2] = {factor, factor}, from[2] = {__fsub_rn(GRID, base(top[0])), __fsub_rn(GRID, base(top[1]))};
     if (fabsf(top[0]) >= WHOLE || fabsf(top[1]) >= WHOLE) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             if (!(fabsf(top[half]) >= WHOLE)) continue;
-            by[half] = 1.0f;
 #pragma unroll
             for (int i = 0; i < N; ++i)
-                if (i / 2 % 2 == half) s[i] = __fmul_rn(s[i], factor);
+                if (i / 2 % 2 == half) s[i] = __fsub_rn(__fmul_rn(s[i], factor), base(top[half]));
+            by[half] = 1.0f;
+            from[half] = GRID;
         }
     }
-    const float zero[2] = {base(top[0]), base(top[1])};
 #pragma unroll
-    for (int i = 0; i < N; ++i) s[i] = __fmaf_rn(s[i], by[i / 2 % 2], -zero[i / 2 % 2]);
+    for (int i = 0; i < N; ++i) s[i] = __fsub_rn(__fmaf_rn(s[i], by[i / 2 % 2], from[i / 2 % 2]), GRID);
 }
 
 // Which rows a tile of queries of one KV head holds, and which keys they see.
@@ -222,16 +224,13 @@ struct State {
 struct Factors {
     float kept, joined;
 };
-// 2^d for a whole number up to 0; 0 for -inf, NaN for NaN.
+// 2^d for a whole number up to 0, 0 below 2^-126. Of NaN it may be anything: the weights are NaN then, and so is their sum.
 __device__ inline float power_of(float d) {
-    const float least = Larger()(d, -150.0f);
-    return __fadd_rn(times_power(1.0f, least), __fsub_rn(least, least));
+    return __uint_as_float(__float_as_uint(__fadd_rn(fmaxf(d, -127.0f), 12583039.0f)) << 23);  // 1.5 * 2^23 + 127
 }
 __device__ inline Factors factors_of(float m, float top) {
-    const float larger = Larger()(m, top);
-    const bool keeps = m == larger;
-    const float power = power_of(__fsub_rn(keeps ? top : m, base(larger)));
-    return {keeps ? 1.0f : power, keeps ? power : 1.0f};
+    const float zero = base(Larger()(m, top));
+    return {power_of(__fsub_rn(m, zero)), power_of(__fsub_rn(top, zero))};
 }
 __device__ inline float joined(float o, float part, const Factors& by) {
     return __fmaf_rn(part, by.joined, __fmul_rn(o, by.kept));

@@ -220,10 +220,11 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                 group_step_across<T>(part[n], p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
         group_commit();
     };
+    const auto all_see = [&](int chunk) { return all_low <= chunk * CHUNK && all_high >= (chunk + 1) * CHUNK; };
     const auto weigh = [&](float (&top)[2], std::uint32_t (&next)[CHUNK / 4], int chunk, bool careful) {
         const int first = chunk * CHUNK;
         std::uint32_t seen[2] = {};
-        if (careful || all_low > first || all_high < first + CHUNK) {
+        if (careful || !all_see(chunk)) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) seen[half] = seen_of(first + 2 * t, low[half], high[half]);
             weigh_wide<T, true>(next, top, s, scores, seen);
@@ -248,16 +249,17 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                 for (int r = 0; r < 4; ++r) o[n][c][r] = 0.0f;
     };
     Factors by[2];
-    // Of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see it and keep their base.
+    // Of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see all of it and keep their
+    // base.
     const auto join_bases = [&](const float (&top)[2], int chunk) {
-        bool some[2];
-        joins(some, chunk);
+        bool some[2] = {true, true};
+        if (!all_see(chunk)) joins(some, chunk);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             by[half] = factors_of(state[half].m, top[half]);
             if (some[half]) state[half].m = Larger()(state[half].m, top[half]);
         }
-        return vote(!(some[0] && some[1] && by[0].kept == 1.0f && by[1].kept == 1.0f)) == 0;
+        return all_see(chunk) && vote(by[0].kept != 1.0f || by[1].kept != 1.0f) == 0;
     };
     const auto join_outputs = [&](int chunk, bool kept) {
         if (kept) {

@@ -30,20 +30,19 @@ template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
     return __half2float(*reinterpret_cast<const __half*>(&pair));
 }
 
-// The weight of a key whose score lies z powers of 2 above its row's base, z up to 1 or NaN: FACTOR 2^z, for z rounded to a
-// multiple of 2^-12, and 0 below 2^-126; to be rounded to T. None of these numbers comes nearer to one where the rounding
-// to T changes than 3.3e-7 of itself (6.6e-7 for bfloat16). So the approximate unit, off by 2^-22 at most, and a product's
-// rounding give the weight that exp2_32 gives. The factor cancels in a row's quotient.
+// The weight of a key whose score lies z powers of 2 above its row's base: FACTOR 2^z, 0 below 2^-126, to be rounded to T.
+// z is NaN or a multiple of 2^-12 up to 1. None of these numbers comes nearer to one where the rounding to T changes than
+// 3.3e-7 of itself (6.6e-7 for bfloat16). So the approximate unit, off by 2^-22 at most, and a product's rounding give the
+// weight that exp2_32 gives. The factor cancels in a row's quotient.
 template <class T> struct Weight;
 template <> struct Weight<__nv_bfloat16> { static constexpr float FACTOR = 1.0f; };
 template <> struct Weight<__half> { static constexpr float FACTOR = 0.951235235f; };  // with 1 some are too near
 template <class T> __device__ inline float weight32(float z) {
-    const float rounded = __fsub_rn(__fadd_rn(z, 3072.0f), 3072.0f);  // 1.5 * 2^11
 #ifdef __CUDACC__
     float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(rounded));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(z));
 #else
-    const float power = rounded < -126.0f ? 0.0f : exp2_32_within(rounded);
+    const float power = z < -126.0f ? 0.0f : exp2_32_within(z);
 #endif
     return Weight<T>::FACTOR == 1.0f ? power : __fmul_rn(power, Weight<T>::FACTOR);
 }

@@ -12,7 +12,9 @@ from mxharness.device import host
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.functional import QKV, Projections, Rope, Yarn
+from mxharness.ops.attention_bits import FACTOR
 from mxharness.ops.kv_cache import HEAD_DIMS
+from mxharness.regimes import DTYPES
 
 
 def normal(*shape, seed=0, dtype=torch.bfloat16):
@@ -247,10 +249,6 @@ def mix(device, function=functional.grouped_query_attention, *, start=0, **chang
     function(**arguments, cache=contiguous(), positions=positions(start, start), device=device)
 
 
-DIVISION = """[](float x) {
-    const float l = __uint_as_float(0x38000000u + (__float_as_uint(x) * 2654435761u >> 4));  // 2^-15 to 2^17
-    return divided(x, l, __fdiv_rn(1.0f, l)) == __fdiv_rn(x, l) ? 1.0f : 0.0f;
-}"""
 QUERY = """[](float x) {
     const int n = static_cast<int>(x), G = n < 45000 ? n % 200 + 1 : n, first = n / 200 * 192, length = 0;
     const Problem problem = {&length, nullptr, 1 << 12, G, 64, 0, 1.0f, 1, 0};
@@ -261,18 +259,24 @@ QUERY = """[](float x) {
 }"""
 
 
-@pytest.mark.parametrize(
-    ("function", "x"),
-    [
-        (DIVISION, torch.ldexp(normal(200_000, dtype=torch.float32), (torch.arange(200_000) % 190 - 95).int())),
-        (QUERY, torch.arange(0, 46_000, 23, dtype=torch.float32)),
-    ],
-    ids=["a quotient by a shared inverse", "a row's query without a division"],
-)
-def test_what_divisions_are_replaced_by_has_their_bits(function, x):
+def test_a_rows_query_without_a_division_is_that_of_one():
+    x = torch.arange(0, 46_000, 23, dtype=torch.float32)
     text = shipped().replaced("elementary.cu", '#include "math.cuh"', '#include "attention_wide.cuh"')
-    device = host.open_device(text.replaced("elementary.cu", "count, exp32)", f"count, {function})"))
+    device = host.open_device(text.replaced("elementary.cu", "count, exp32)", f"count, {QUERY})"))
     right, count = device.empty(x.shape, torch.float32), np.int64(len(x))
     device.launch("elementary.cu", "elementary_exp", (-(-len(x) // 256),), (256,), right, device.upload(x), count)
     device.synchronize()
     assert (right == 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "bits", "least", "clear"), [("bf16", 7, -126, 6.6e-7), ("fp16", 10, -25, 3.3e-7)])
+def test_no_weight_lies_where_an_approximate_power_might_be_rounded_otherwise(dtype, bits, least, clear):
+    """The GPU's unit is off by 2^-22 at most, a product by 2^-24; weights.cuh counts on both together being less."""
+    factor = float(FACTOR[DTYPES[dtype]])
+    weights = factor * np.exp2(np.arange(least * 4096, 1).astype(np.longdouble) / 4096)
+    exponent = np.frexp(weights)[1] - 1
+    spacing = np.ldexp(np.longdouble(1), np.maximum(exponent, -14 if dtype == "fp16" else -126) - bits)
+    halves = weights / spacing - np.longdouble(0.5)
+    apart = (np.abs(halves - np.rint(halves)) * spacing / weights)[np.rint(halves) >= 0]
+    assert len(apart) > 100_000 * (dtype == "fp16")
+    assert apart.min() > clear > 2.0**-22 + 2.0**-24

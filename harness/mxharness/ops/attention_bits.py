@@ -2,8 +2,8 @@
 
 Here are no blocks, warps or lanes: for every row of queries the keys are taken in chunks of 64 at absolute positions.
 q k^T, p v and the sums of p are chains of the modelled tensor core (tensor_core.py), 2^x is elementary_bits.exp2, and
-every other operation is one of float32. Values that are NaN or Inf stay out of the chain over a chunk and are added, times their
-weight, in ascending order to the rows that see them.
+every other operation is one of float32. Values that are NaN or Inf stay out of the chain over a chunk and are added,
+times their weight, in ascending order to the rows that see them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mxharness.ops.attention_reference import CHUNK, Rule
 
 Seen = npt.NDArray[np.bool_]
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
-LOG2_E, WHOLE = np.float32(1.44269504), 2.0**23
+LOG2_E, WHOLE, GRID = np.float32(1.44269504), 2.0**23, np.float32(3072)
 FACTOR = {torch.bfloat16: np.float32(1), torch.float16: np.float32(0.951235235)}
 """Of a weight; it cancels in the quotient."""
 
@@ -94,24 +94,29 @@ def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dt
 
 
 def _raised(s: Array, factor: np.float32, top: Array) -> Array:
-    """S factor - top, rounded once; where top is so large that the product is a whole number, the product first."""
+    """S factor - top, rounded once, to a multiple of 2^-12 where that matters.
+
+    Where top is so large that the product is a whole number, the product is rounded first.
+    """
     base = np.broadcast_to(_base(top), s.shape)
-    return np.where(np.abs(base) >= WHOLE, s * factor - base, fma(s, factor, -base))
+    whole = s * factor - base + GRID
+    return np.where(np.abs(base) >= WHOLE, whole, fma(s, factor, GRID - base)) - GRID
 
 
 def _weight(z: Array, dtype: torch.dtype) -> Array:
-    """2^z for z rounded to a multiple of 2^-12, 0 where that is subnormal, times the factor of dtype."""
-    grid = np.rint(z.astype(np.float64) * 2.0**12) / 2.0**12
-    power = elementary_bits.exp2(np.maximum(grid, -1e4).astype(np.float32))
-    return np.where(grid < -126, ZERO, power) * FACTOR[dtype]
+    """2^z, 0 where that is subnormal, times the factor of dtype."""
+    return _power(z) * FACTOR[dtype]
+
+
+def _power(z: Array) -> Array:
+    """2^z, 0 where that is subnormal."""
+    return np.where(z < -126, ZERO, elementary_bits.exp2(np.maximum(z, np.float32(-127))))
 
 
 def _joined(before: State, chunk: State) -> State:
-    """Both scaled to the larger base, one of them by 1, and added: each rounded once."""
+    """Both scaled to the larger base, one of them by 1, and added."""
     top = np.maximum(before.top, chunk.top)
-    keeps = before.top == top
-    power = elementary_bits.exp2(np.where(keeps, chunk.top, before.top) - _base(top))
-    kept, joined = np.where(keeps, np.float32(1), power), np.where(keeps, power, np.float32(1))
+    kept, joined = (_power(part.top - _base(top)) for part in (before, chunk))
     total = fma(chunk.total, joined, before.total * kept)
     return State(top, total, fma(chunk.output, joined[..., None], before.output * kept[..., None]))
 

@@ -1,21 +1,24 @@
 """Attention's core in float64, and what the kernel's roundings may do to it, element by element.
 
-With weights w_j = exp(s_j) / sum exp(s), s_j = scale q.k_j, y = sum w_j v_j. The kernel computes s_j with an error of
-at most d_j = gamma_(D+1) scale |q|.|k_j| (the chain over D and the product with the scale), and then
-  - the exponentials' arguments, s_j - m_c and the differences of successive maxima: each rounded once; they add up to
-    m - s_j, so together u (m - s_j)
-  - exp32, once for the weight and once for each chunk joined after it: under one ulp, 2 u, each
-  - the weight, rounded to 16 bits: u_16, or half the smallest subnormal relative to its chunk's largest
+With weights w_j = exp(s_j) / sum exp(s), s_j = scale q.k_j, y = sum w_j v_j. The kernel counts s_j in powers of 2, as
+z_j = s_j log2(e) - m, with an error of at most d_j = gamma_(D+3) scale |q|.|k_j| in s_j (the chain over D, log2(e) and
+its product with the scale, that with q.k where it is rounded), and then
+  - z_j, rounded to a multiple of 2^-12: 2^-13 ln(2)
+  - 2^z and its product with a constant: under 3 u; joining chunks multiplies by powers of 2, without an error
+  - the weight, rounded to 16 bits: u_16, or half the smallest subnormal where its chunk's largest is 0.47 at least;
+    what is below 2^-126 is left out
 The rounded weights are the ones that are summed in the denominator too, so all these errors act alike above and below:
 with e_j = the sum of them, y' = sum w_j exp(+-e_j) v_j / sum w_j exp(+-e_j), and therefore
   |y' - y| <= sum w_j expm1(e_j) |v_j - y| / sum w_j exp(-e_j)
 (subtract y from every v_j: nothing else changes). A sink is one more weight, its value zero. Roundings that differ
-above and below the line - 64 products on the tensor core, 8 sums of weights, two a chunk joined, the quotient - are
-gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and sum w_j error_j.
+above and below the line - 64 products and 64 weights on the tensor core, a sum for either of a chunk that is joined,
+the quotient - are gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and
+sum w_j error_j.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +30,7 @@ from mxharness.op import Case, Expected, Tensors
 from mxharness.ops.kv_cache_reference import gathered
 
 CHUNK = 64
-_U = 2.0**-24
+_U, _LEFT_OUT = 2.0**-24, 2.0**-125
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,14 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     infinite = torch.where(value.isinf(), value.sign(), 0.0)
     value = torch.where(seen.any(2).unsqueeze(-1) & value.isfinite(), value, 0.0)
 
-    size = rule.scale * ((query.abs() + query_error) @ (key.abs() + key_error).mT)
-    off = rule.scale * (query_error @ key.abs().mT + (query.abs() + query_error) @ key_error.mT) + gamma(D + 1) * size
+    scale = abs(rule.scale)
+    size = scale * ((query.abs() + query_error) @ (key.abs() + key_error).mT)
+    off = scale * (query_error @ key.abs().mT + (query.abs() + query_error) @ key_error.mT) + gamma(D + 3) * size
     score = torch.where(seen, rule.scale * (query @ key.mT), -torch.inf)
     off = torch.where(score > -torch.inf, off, 0.0)
-    if rule.sinks is not None:  # one more score, exact, whose value is zero
+    if rule.sinks is not None:  # one more score, exact but for log2(e), whose value is zero
         sink = rule.sinks.double()[None, :, None, None].expand(*score.shape[:3], 1)
-        score, off = torch.cat((score, sink), -1), torch.cat((off, torch.zeros_like(sink)), -1)
+        score, off = torch.cat((score, sink), -1), torch.cat((off, _U * sink.abs()), -1)
         value = torch.nn.functional.pad(value, (0, 0, 0, 1))
         value_error = torch.nn.functional.pad(value_error, (0, 0, 0, 1))
     top = score.amax(-1, keepdim=True)
@@ -126,10 +130,11 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     past = _infinities(seen, weight[..., : infinite.shape[2]], infinite)
 
     chunks = -(-int(rule.lengths.max()) // CHUNK)
-    off = off + _U * below + 2 * _U * (1 + chunks) + UNIT_ROUNDOFF[dtype]
+    off = off + 2.0**-13 * math.log(2) + 3 * _U + UNIT_ROUNDOFF[dtype]
     first = torch.arange(weight.shape[-1], device=weight.device) // CHUNK
     tops = torch.stack([torch.where(first == c, weight, 0.0).amax(-1) for c in range(chunks + 1)], -1)
-    flushed = torch.where(weight > 0, SMALLEST[dtype] / 2 * tops[..., first.clamp_max(chunks)], 0.0)
+    smallest = SMALLEST[dtype] / 2 / 0.47 + _LEFT_OUT
+    flushed = torch.where(weight > 0, smallest * tops[..., first.clamp_max(chunks)] + _LEFT_OUT, 0.0)
     moved = weight * torch.expm1(off) + flushed
     left = (weight * torch.exp(-off) - flushed).sum(-1, keepdim=True)
     left = torch.where(weight.sum(-1, keepdim=True) > 0, left, 1.0)
@@ -137,7 +142,7 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     slack = (torch.cat(each, 2) + (weight * torch.exp(off)) @ value_error) / left
     slack = torch.where(slack.isnan(), torch.inf, slack)  # uncertain beyond what exp can hold
     y = torch.where(touched, torch.nan, y + past)
-    chain = CHUNK + 8 + 4 * chunks + 1
+    chain = 2 * CHUNK + 2 * chunks + 1
     return Expected(
         y.transpose(1, 2), (weight @ value.abs()).transpose(1, 2), chain, dtype, slack=slack.transpose(1, 2)
     )

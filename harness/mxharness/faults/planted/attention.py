@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mxharness.faults.planted.fault import Fault, KernelChange
 
-_SOFTMAX = "exp_pairs<T>(p, difference);"
-_ROUNDED = "for (int i = 0; i < 4; ++i) p[i] = pack<T>({first}, {second});"
+_SOFTMAX = "weight_pairs<T>(mine, z);"
+_SCORES = "for (int i = 0; i < 4; ++i) mine[i] = pack<T>(s[0][i / 2][i % 2 * 2], s[0][i / 2][i % 2 * 2 + 1]);"
 _END = "return ((problem->causal ? position(last) + 1 : length) + CHUNK - 1) / CHUNK;"
 _BARRIER = "        __syncthreads();  // {}\n"
 _SHARED, _FEW, _MANY, _WIDE = "attention.cuh", "attention_few.cuh", "attention_many.cuh", "attention_wide.cuh"
-_WAIT = "        group_wait<1>(part);  // the scores are under way\n"
+_WAIT = (
+    "            group_wait<0>(sums);\n#pragma unroll\n            for (int n = 0; n < PARTS; ++n) belongs(part[n]);\n"
+)
 _UNDEFINED = (
     "barrier-dropped-before-scores",
     "barrier-dropped-before-values",
@@ -43,7 +45,7 @@ FAULTS = tuple(
             "scores weigh the values as they are",
             _FEW,
             _SOFTMAX,
-            _ROUNDED.format(first="s[0][i / 2][i % 2 * 2]", second="s[0][i / 2][i % 2 * 2 + 1]"),
+            _SCORES,
             "bound",
         ),
         (
@@ -102,8 +104,8 @@ FAULTS = tuple(
             "generic",
             "the sink takes no weight",
             _SHARED,
-            "-infinity(), sink ? 1.0f : 0.0f};",
-            "-infinity(), 0.0f};",
+            "return {top, __fmul_rn(exp2_32(z[0]), Weight<T>::FACTOR)};",
+            "return {top, 0.0f};",
             "bound",
         ),
         (
@@ -111,8 +113,8 @@ FAULTS = tuple(
             "generic: online softmax",
             "the output so far keeps the scale of an older maximum",
             _SHARED,
-            "return __fadd_rn(__fmul_rn(o, by.kept), ",
-            "return __fadd_rn(o, ",
+            "return __fmaf_rn(part, by.joined, __fmul_rn(o, by.kept));",
+            "return __fmaf_rn(part, by.joined, o);",
             "bound",
         ),
         (
@@ -173,22 +175,23 @@ FAULTS = tuple(
             "weights-summed-before-their-rounding",
             "generic: softmax in float32, weights in 16 bits",
             "the sum that divides is not that of the weights that were used: it is taken before they are rounded",
-            _FEW,
-            "each[j] = __fadd_rn(low_of<T>(pair), high_of<T>(pair));",
-            "each[j] = __fadd_rn(visible[j][2 * half] ? exp32(difference[4 * j + 2 * half]) : 0.0f, "
-            "visible[j][2 * half + 1] ? exp32(difference[4 * j + 2 * half + 1]) : 0.0f);",
+            _MANY,
+            "row_sums<T>(sum, p);",
+            "for (int half = 0; half < 2; ++half) {\n"
+            "    sum[half] = 0.0f;\n"
+            "    for (int i = 0; i < CHUNK / 4; ++i)\n"
+            "        sum[half] = __fadd_rn(sum[half], weight32<T>(s[0][i / 2][2 * half + i % 2]));\n"
+            "    sum[half] = warp_reduce<4>(sum[half], Sum());\n"
+            "}",
             "predicted",
         ),
         (
             "softmax-of-an-approximate-exponential",
             "generic: ex2.approx, __expf",
-            "within every bound, and other bits on other GPUs: weights err by two units in the last place",
-            _FEW,
-            _SOFTMAX,
-            _ROUNDED.format(
-                first="__uint_as_float(~3u & __float_as_uint(exp32(difference[2 * i])))",
-                second="__uint_as_float(~3u & __float_as_uint(exp32(difference[2 * i + 1])))",
-            ),
+            "within every bound, and other bits on other GPUs: of exponents between those where the unit is sure enough",
+            _SHARED,
+            "__fsub_rn(__fmaf_rn(s[i], by[i / 2 % 2], from[i / 2 % 2]), GRID);",
+            "__fmaf_rn(s[i], by[i / 2 % 2], __fsub_rn(from[i / 2 % 2], GRID));",
             "predicted",
         ),
         (
@@ -243,9 +246,10 @@ FAULTS = tuple(
             _WIDE,
             _WAIT,
             # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
-            "        if (chunk == group_begin)\n"
-            "            for (auto& four : part)\n"
-            "                for (float& one : four) one = 0;\n",
+            "            if (chunk == group_begin)\n"
+            "                for (float* one = &part[0][0][0]; one < &part[0][0][0] + PARTS * COLUMNS * 4; ++one) *one = 0;\n"
+            "            if (chunk == group_begin)\n"
+            "                for (float& one : sums[0]) one = 0;\n",
             "bound",
         ),
         (

@@ -76,6 +76,7 @@ def test_parts_are_all_that_is_quantised():
 
 
 def test_many_changes_are_measured_as_one_alone_is(reading):
+    pytest.importorskip("gguf", reason="not measured: formats of llama.cpp beside MXFP4")
     model = toy.checkpoint()
     asked = sensitivity.changes(model)
     found = sensitivity.measure(model, reading, asked, CPU, windows=3)
@@ -91,6 +92,7 @@ def test_many_changes_are_measured_as_one_alone_is(reading):
 
 
 def test_rows_that_do_not_fit_a_format_are_said_to_fall_back(reading):
+    pytest.importorskip("gguf", reason="not measured: a format that others fall back to")
     model = toy.checkpoint()  # rows of 64, 96 and 128
     asked = [change for change in sensitivity.changes(model, ["formats"]) if change.name in {"Q4_K", "Q5_0"}]
     found = {loss.change.name: loss for loss in sensitivity.measure(model, reading, asked, CPU, windows=2).losses}
@@ -113,7 +115,15 @@ def test_ggml_and_gguf_py_write_the_same():
     assert error["Q5_0"] < error["Q4_K"] < error["Q4_0"]
 
 
+def test_without_gguf_a_format_says_what_it_needs(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
+    with pytest.raises(Unavailable, match=r"needs gguf, .*: pip install 'mxharness\[model\]'"):
+        roundtrip.restored(FORMATS["Q8_0"], torch.ones(1, 32))
+
+
 def test_what_cannot_be_measured_stays_in_the_table(reading, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("gguf", reason="not tried: formats of llama.cpp without its library")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else real(name))
     roundtrip.ggml.cache_clear()

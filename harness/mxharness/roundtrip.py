@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -40,9 +41,14 @@ def _mxfp4(x: torch.Tensor, scale_rule: str) -> torch.Tensor:
     return mxfp4.dequantize(*mxfp4.quantize(x, scale_rule))[..., : x.shape[-1]]
 
 
-def _gguf(x: torch.Tensor, name: str) -> torch.Tensor:
-    import gguf
+def _gguf_py() -> ModuleType:
+    if importlib.util.find_spec("gguf") is None:
+        raise Unavailable("needs gguf, which writes llama.cpp's formats: pip install 'mxharness[model]'")
+    return importlib.import_module("gguf")
 
+
+def _gguf(x: torch.Tensor, name: str) -> torch.Tensor:
+    gguf = _gguf_py()
     kind = gguf.GGMLQuantizationType[name]
     stored = gguf.quantize(np.ascontiguousarray(x.cpu().numpy()), kind)
     return torch.from_numpy(gguf.dequantize(stored, kind)).to(x.device)
@@ -50,8 +56,7 @@ def _gguf(x: torch.Tensor, name: str) -> torch.Tensor:
 
 def _ggml(x: torch.Tensor, name: str) -> torch.Tensor:
     """By ggml's C function, without an importance matrix."""
-    import gguf
-
+    gguf = _gguf_py()
     kind = gguf.GGMLQuantizationType[name]
     block, nbytes = gguf.GGML_QUANT_SIZES[kind]
     rows, K = x.shape

@@ -262,7 +262,6 @@ def test_no_kernel_asks_for_an_architecture_and_few_files_hold_its_instructions(
     assert [path for path, text in texts.items() if "asm" in text] == [
         "async.cuh",
         "attention.cuh",
-        "attention_wide.cuh",
         "gemm_stage.cuh",
         "matrix.cuh",
         "mma.cuh",

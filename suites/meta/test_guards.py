@@ -215,7 +215,7 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 ATTENTION = Case("attention", (1, 1, 1, 1, 32, 1))
 BARRIERS = {
     "before the chunk maximum": ("all maxima are there", "a write and a read of the same 4 bytes of shared memory"),
-    "before P V": ("all weights are there", "a write and a read of the same 4 bytes of shared memory"),
+    "before P V": ("all weights are there", "a read and a write of the same 4 bytes of shared memory"),
     "before Q K": ("the chunk is there, the one before has been used", "a read and a write of the same 16 bytes"),
 }
 
@@ -312,14 +312,12 @@ def test_a_workspace_that_nothing_wrote_is_named():
 
 @pytest.mark.parametrize("place", ["before the chunk maximum", "before P V"])
 def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
-    """What racecheck proves, other bits show; of the second ascending order knows nothing."""
+    """What racecheck proves, other bits show."""
     text = BARRIERS[place][0]
     broken = host.open_device(shipped().replaced("attention_few.cuh", f"        __syncthreads();  // {text}\n", ""))
     op, case = find("attention"), Case("attention", (2, 1, 8, 1, 128, 65), options=("sinks",))
     inputs = op.make_inputs(case)
     right = digest(execute(op, case, host.open_device(), inputs).outputs)
-    if place == "before P V":
-        assert digest(execute(op, case, broken, inputs).outputs) == right
     for seed in (1, 2, 3):
         assert digest(execute(op, case, host.open_device().configured(seed=seed), inputs).outputs) == right
         assert digest(execute(op, case, broken.configured(seed=seed), inputs).outputs) != right, seed

@@ -188,7 +188,7 @@ FAULTS = tuple(
         (
             "softmax-of-an-approximate-exponential",
             "generic: ex2.approx, __expf",
-            "within every bound, and other bits on other GPUs: of exponents between those where the unit is sure enough",
+            "within every bound, and other bits on other GPUs: of exponents where the unit is not sure enough",
             _SHARED,
             "__fsub_rn(__fmaf_rn(s[i], by[i / 2 % 2], from[i / 2 % 2]), GRID);",
             "__fmaf_rn(s[i], by[i / 2 % 2], __fsub_rn(from[i / 2 % 2], GRID));",
@@ -247,9 +247,8 @@ FAULTS = tuple(
             _WAIT,
             # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
             "            if (chunk == group_begin)\n"
-            "                for (float* one = &part[0][0][0]; one < &part[0][0][0] + PARTS * COLUMNS * 4; ++one) *one = 0;\n"
-            "            if (chunk == group_begin)\n"
-            "                for (float& one : sums[0]) one = 0;\n",
+            "                for (int i = 0; i < PARTS * COLUMNS * 4; ++i)\n"
+            "                    part[i / 32][i / 4 % 8][i % 4] = sums[0][i % 4] = 0;\n",
             "bound",
         ),
         (

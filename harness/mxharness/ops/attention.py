@@ -225,7 +225,7 @@ def _weights(
 # The whole function's ceiling is high because an output sums H D products whose worst errors all add up, while the
 # products themselves half cancel: the bound grows with H D, the result with its root. Cases keep H D small.
 TOLERANCE = Tolerance(
-    why="chains on the tensor core, exponentials within an ulp, weights rounded to 16 bits, chunks joined in float32",
+    why="chains on the tensor core, exponents rounded to 2^-12, weights to 16 bits, chunks joined in float32",
     unit_roundoff=2.0**-24,
     source="gamma_n for contractions (docs/tensor_core.md); first-order softmax in ops/attention_reference.py",
     ceiling=0.2,

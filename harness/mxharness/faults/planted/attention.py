@@ -53,9 +53,9 @@ FAULTS = tuple(
             "generic: exponentials of raw scores",
             "right for small scores, Inf and NaN for large ones",
             _SHARED,
-            "return m == -infinity() ? 0.0f : m;",
+            "return ceilf(__fmul_rn(largest, factor));",
             "return 0.0f;",
-            "predicted",
+            "bound",
         ),
         (
             "head-stride-of-another-layout",
@@ -183,7 +183,7 @@ FAULTS = tuple(
             "        sum[half] = __fadd_rn(sum[half], weight32<T>(s[0][i / 2][2 * half + i % 2]));\n"
             "    sum[half] = warp_reduce<4>(sum[half], Sum());\n"
             "}",
-            "predicted",
+            "bound",
         ),
         (
             "softmax-of-an-approximate-exponential",
@@ -210,7 +210,7 @@ FAULTS = tuple(
             _FEW,
             _BARRIER.format("all weights are there"),
             "",
-            "race",
+            "bound",
         ),
         (
             "idle-warps-return",
@@ -246,6 +246,7 @@ FAULTS = tuple(
             _WIDE,
             _WAIT,
             # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
+            "            if (chunk + 1 == group_end) group_wait<0>(sums);\n"
             "            if (chunk == group_begin)\n"
             "                for (int i = 0; i < PARTS * COLUMNS * 4; ++i)\n"
             "                    part[i / 32][i / 4 % 8][i % 4] = sums[0][i % 4] = 0;\n",

@@ -436,7 +436,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
         write([&](float a, float b) { return nothing ? 0 : pack<T>(__fdiv_rn(a, l), __fdiv_rn(b, l)); });
     }
-    meet_warp();
+    __syncthreads();  // the outputs are there
     T* const first_output = y + (static_cast<long long>(tile.b) * problem.T * problem.H + tile.head * tile.G) * D;
 #pragma unroll
     for (int i = lane; i < ROWS * PIECES; i += WARP) {

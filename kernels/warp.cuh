@@ -14,9 +14,6 @@ __device__ inline std::uint32_t exchange(std::uint32_t value, int from) { return
 // The lanes of which it is true, lane 0 in the lowest bit.
 __device__ inline std::uint32_t vote(bool mine) { return __ballot_sync(0xffffffffu, mine); }
 
-// What each lane wrote to shared memory before is there for the others after.
-__device__ inline void meet_warp() { __syncwarp(); }
-
 // Among the four lanes whose numbers differ in the last two bits only: word i of lane t becomes word t of lane i.
 __device__ inline void quad_transpose(std::uint32_t (&words)[4]) {
     const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
@@ -75,7 +72,6 @@ inline std::uint32_t vote(bool mine) {
     cpu::warp_collective(&asked, &cpu::vote_warp);
     return asked.all;
 }
-inline void meet_warp() { vote(false); }
 inline void quad_transpose(std::uint32_t (&words)[4]) { cpu::warp_collective(words, &cpu::transpose_quads); }
 inline void quad_gather(std::uint32_t (&words)[4], std::uint32_t value) {
     for (std::uint32_t& word : words) word = value;

@@ -42,7 +42,7 @@ template <class T> __device__ inline float weight32(float z) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(z));
 #else
-    const float power = z < -126.0f ? 0.0f : exp2_32_within(z);
+    const float power = z < -126.0f ? 0.0f : exp2_32(z);
 #endif
     return Weight<T>::FACTOR == 1.0f ? power : __fmul_rn(power, Weight<T>::FACTOR);
 }

@@ -273,7 +273,6 @@ def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
         source="gemm.cu",
         axes=axes,
         cases=cases,
-        awaits=tuple(case for case in cases if case.option("path")),
         make_inputs=make_inputs,
         golden=golden,
         launch=launch,

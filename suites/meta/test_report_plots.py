@@ -37,6 +37,18 @@ def test_the_baselines_of_a_device_class_are_drawn_over_versions(tmp_path: Path)
     assert trend.of("sm_90", tmp_path) is None
 
 
+def test_a_changed_tolerance_hides_no_other_bits(tmp_path: Path) -> None:
+    name = GOOD.outcomes[0].op
+    first = replace(GOOD, started="2026-11-01T00:00:00Z", tolerances={name: {"why": "one rounding"}})
+    baseline.create("v1", first, root=tmp_path)
+    bits = tuple(replace(one, digest="f" * 16) if one.op == name else one for one in GOOD.outcomes)
+    second = replace(first, started="2026-11-02T00:00:00Z", outcomes=bits, tolerances={name: {"why": "two roundings"}})
+    baseline.create("v2", second, root=tmp_path)
+    found = trend.of("host", tmp_path)
+    assert found is not None
+    assert {note.what for note in found.notes if note.quantity == "bits"} == {"other bits at v2"}
+
+
 def test_a_line_is_not_drawn_over_a_break() -> None:
     values = {"v1": 1.0, "v2": 1.1, "v3": 0.9}
     whole, broken = (

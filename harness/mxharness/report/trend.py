@@ -91,7 +91,6 @@ def _movements(series: history.Series) -> list[Note]:
 
 
 def _other_bits(series: history.Series) -> str:
-    changed = [
-        after.version for before, after in pairwise(series.points) if after.comparable and before.digest != after.digest
-    ]
+    """Also where the ruler moved at the same time: a changed tolerance must not hide that the bits changed with it."""
+    changed = [after.version for before, after in pairwise(series.points) if before.digest != after.digest]
     return f"other bits at {', '.join(changed)}" if changed else ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mxharness import paths
 from mxharness.device import open_device
 from mxharness.device.guard import PLACEMENTS
 from mxharness.device.host import CHECKS, HostDevice
 from mxharness.execution import execute
+from mxharness.faults.launched import launched
 from mxharness.judge import digest
-from mxharness.ops import cheapest
+from mxharness.ops import OPS, cheapest, costs
 from mxharness.sanitize import TOOLS, control
 
 SEEDS = (1, 2, 3)
@@ -62,6 +64,17 @@ def test_every_access_is_in_order(op, host, spread):
         assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"
         assert checked.checked_launches > before, f"{case!r}: the checker saw no kernel"
         assert digest(execution.outputs) == digest(execute(op, case, host, inputs).outputs), repr(case)
+
+
+@pytest.mark.parametrize("source", sorted(path.name for path in paths.kernels().glob("*.cu")))
+def test_every_file_of_kernels_is_met_by_all_checks(source, host):
+    """Cheap cases take the kernels for few rows; here each file has the cheapest case that launches from it."""
+    every = [(costs(op)[case], i, case) for i, op in enumerate(OPS) for case in op.cases]
+    met = [(cost, i, case) for cost, i, case in every if source in launched(OPS[i].name, case, "host")]
+    assert met, f"no case of any operator launches from {source}"
+    _, i, case = min(met, key=lambda found: found[:2])
+    execution = execute(OPS[i], case, host.configured(checks=frozenset(CHECKS)), OPS[i].make_inputs(case))
+    assert execution.violations == (), f"{case!r}: {'; '.join(execution.violations)}"
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -1,4 +1,4 @@
-// What the two schedules of attention share (attention_few.cuh, attention_many.cuh): which keys a row sees, staging of
+// What the schedules of attention share (attention_few.cuh, attention_many.cuh, attention_wide.cuh): which keys a row sees, staging of
 // keys and values, and the state that chunks join. attention.cu says what is computed and in which order; that does not
 // depend on the schedule.
 #pragma once
@@ -66,7 +66,7 @@ struct Larger {
     }
 };
 __device__ inline float infinity() { return __uint_as_float(0x7f800000u); }
-// What exponentials are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
+// What exponents are taken relative to: -inf, where nothing was larger, would make NaN of -inf - -inf.
 __device__ inline float base(float m) { return m == -infinity() ? 0.0f : m; }
 
 // Scores are told in powers of 2, as multiples of s = q . k; those of a negative scale change their sign.

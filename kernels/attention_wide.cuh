@@ -115,8 +115,8 @@ __device__ OUT_OF_LINE float add_specials_wide(float sum, const unsigned char* v
     return sum;
 }
 
-// Numbers of which it is known that they are off by less than `OFF` units in the last place, or not, are rounded to T in pairs,
-// and found out whether the exact numbers would be rounded to the same.
+// Pairs of numbers that are off by less than `off` units in the last place, rounded to T; sure: the exact ones would be rounded
+// to the same.
 #ifdef __CUDACC__
 template <class T> struct Rounding;
 template <> struct Rounding<__nv_bfloat16> {  // half-way lie those whose lower 16 bits are 0x8000
@@ -426,7 +426,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                 for (int c = 0; c < COLUMNS; ++c) word(half, n, c) = round(o[n][c][2 * half], o[n][c][2 * half + 1]);
         };
 #ifdef __CUDACC__
-        // Products with the inverse are off by less than OFF units, where nothing is so small or large that it loses bits.
+        // Products with the inverse are off by less than OFF units where nothing is so small or large that it loses bits.
         constexpr std::uint32_t OFF = 3;
         const float inverse = __fdiv_rn(1.0f, l);
         Rounding<T> all;

@@ -4,8 +4,6 @@
 #include "convert.cuh"
 #include "math.cuh"
 
-#include <type_traits>
-
 // Two values rounded to T, the first in the low half.
 template <class T> __device__ inline std::uint32_t pack(float first, float second);
 template <> __device__ inline std::uint32_t pack<__nv_bfloat16>(float first, float second) {
@@ -15,19 +13,6 @@ template <> __device__ inline std::uint32_t pack<__nv_bfloat16>(float first, flo
 template <> __device__ inline std::uint32_t pack<__half>(float first, float second) {
     const __half2 both = __floats2half2_rn(first, second);
     return *reinterpret_cast<const std::uint32_t*>(&both);
-}
-template <class T> __device__ inline float low_of(std::uint32_t pair);
-template <class T> __device__ inline float high_of(std::uint32_t pair);
-template <> __device__ inline float low_of<__nv_bfloat16>(std::uint32_t pair) { return __uint_as_float(pair << 16); }
-template <> __device__ inline float high_of<__nv_bfloat16>(std::uint32_t pair) {
-    return __uint_as_float(pair & 0xffff0000u);
-}
-template <> __device__ inline float low_of<__half>(std::uint32_t pair) {
-    return __half2float(*reinterpret_cast<const __half*>(&pair));
-}
-template <> __device__ inline float high_of<__half>(std::uint32_t pair) {
-    pair >>= 16;
-    return __half2float(*reinterpret_cast<const __half*>(&pair));
 }
 
 // The weight of a key whose score lies z powers of 2 above its row's base: FACTOR 2^z, 0 below 2^-126, to be rounded to T.

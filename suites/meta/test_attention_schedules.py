@@ -26,12 +26,33 @@ FORCED = {
 }
 INFINITE = [Case("attention", (1, 9, 2, 1, D, 132), "infinite", dtype) for D, dtype in ((64, "bf16"), (128, "fp16"))]
 """Values that are Inf in heads that the wide kernels take, which add them to their own columns."""
-CASES = [*(case for case in find("attention").cases if case.shape[0] < 100), *INFINITE]
+SCALED = [
+    Case("attention", (1, 9, 2, 1, D, 132), dtype=dtype, options=(f"scale={scale}",))
+    for D, dtype in ((64, "bf16"), (128, "fp16"))
+    for scale in ("-0.1", "1e13", "0.0")
+]
+"""Scores of the other sign; bases past 2^23, where products are whole numbers; scores that are all the same."""
+CASES = [*(case for case in find("attention").cases if case.shape[0] < 100), *INFINITE, *SCALED]
 
 
 def bits(case):
     op = find("attention")
     return digest(execute(op, case, host.open_device(), op.make_inputs(case)).outputs)
+
+
+@pytest.mark.parametrize("case", SCALED, ids=str)
+@pytest.mark.parametrize("forced", [WIDE, FORCED["many"], FEW], ids=["wide", "many", "few"])
+def test_unusual_scales_have_the_declared_bits(case, forced, monkeypatch):
+    """With the first queries zero, a thread has a row of moderate scores beside one of huge ones."""
+    op = find("attention")
+    inputs = op.make_inputs(case)
+    inputs["q"][:, :4] = 0
+    assert bool((op.golden(case, inputs)["y"].value.isfinite()).all())
+    for name, value in forced.items():
+        monkeypatch.setattr(attention_schedule, name, value)
+    found = execute(op, case, host.open_device(), inputs).outputs
+    assert digest(found) == digest(op.predict(case, inputs))
+    assert bool(found["y"].isfinite().all())
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from mxharness.device.source import Sources, shipped
 from mxharness.device.toolchain import TOOLKIT, nvcc
 from mxharness.errors import Unavailable, UserError
 from mxharness.execution import execute
+from mxharness.faults.launched import launched
 from mxharness.ops import OPS, cheapest, find
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ TOOLS = tuple(CHECKS)
 ON_GPU = tuple(tool for tool in TOOLS if tool != "undefined")
 """NVIDIA's tools; the host's compiler is the one that knows what is undefined."""
 CASES = 8
-"""Of an operator, the cheapest, unless told otherwise."""
+"""Of an operator, the cheapest, unless told otherwise; and one for every file of kernels that these do not meet."""
 _SECONDS = 3600
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) \w+\b(?! w)")  # not what was left unprinted
 _STORE = "    scales[block] = static_cast<std::uint8_t>(s);\n"
@@ -98,10 +99,24 @@ def run_sanitize(
     for tool in tools or known:
         control(tool, device)
         if isinstance(device, HostDevice):
-            rows += [on_host(tool, op, cheapest(op, cases), device) for op in ops or OPS]
+            rows += [on_host(tool, op, chosen(op, cases, device.name), device) for op in ops or OPS]
         else:
             rows += _on_gpu(tool, device, ops or OPS, cases)
     return rows
+
+
+def chosen(op: Op, count: int | None, device_name: str) -> list[Case]:
+    """The `count` cheapest cases, all for None, and of every further file of kernels the cheapest that launches it.
+
+    Cheap cases take the kernels for few rows.
+    """
+    found = list(cheapest(op, count))
+    met = {source for case in found for source in launched(op.name, case, device_name)}
+    for case in cheapest(op)[len(found) :]:
+        if not launched(op.name, case, device_name) <= met:
+            found.append(case)
+            met |= launched(op.name, case, device_name)
+    return found
 
 
 def control(tool: str, device: Device) -> None:
@@ -147,7 +162,7 @@ def _on_gpu(tool: str, device: Device, ops: Sequence[Op], cases: int | None) -> 
     rows = []
     for op in ops:
         visit = _visited(tool, [op], cases) if together.errors and len(ops) > 1 else together
-        count = len(op.cases) if cases is None else min(cases, len(op.cases))
+        count = len(chosen(op, cases, device.name))
         seen = visit.launches.get(op.name, 0)
         rows.append(Sanitized(tool, op.name, device.device_class, count, seen, visit.errors, visit.lines))
     if together.errors and not any(row.errors for row in rows):  # seen in company only: no operator is above suspicion
@@ -228,7 +243,7 @@ def visit(order: dict[str, Any] | None = None) -> None:
     launches = {}
     for name in order["ops"]:
         op, counted = find(name), _Counted(device)
-        for case in cheapest(op, order["cases"]):
+        for case in chosen(op, order["cases"], device.name):
             op.launch(counted, case, {key: device.upload(tensor) for key, tensor in op.make_inputs(case).items()})
             device.synchronize()
         launches[name] = counted.launches

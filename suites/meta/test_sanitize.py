@@ -1,10 +1,12 @@
-"""What compute-sanitizer prints is read right: errors, hazards, nothing to see, a tool or a process that died."""
+"""What compute-sanitizer prints is read right: errors, hazards, nothing to see, a tool or a process that died; which cases run."""
 
 from __future__ import annotations
 
 import pytest
 from mxharness.errors import UserError
-from mxharness.sanitize import Sanitized, parse
+from mxharness.faults.launched import launched
+from mxharness.ops import cheapest, find
+from mxharness.sanitize import Sanitized, chosen, parse
 
 RAN = '{"launches": {"gemm": 12, "norm": 3}}\n'
 HEAD = "========= COMPUTE-SANITIZER\n"
@@ -84,3 +86,13 @@ def test_a_tool_that_saw_no_kernel_or_an_error_has_not_passed():
     assert passed(1, 0)
     assert not passed(0, 0)
     assert not passed(1, 1)
+
+
+def test_every_file_of_kernels_is_met_however_few_cases_are_asked_for():
+    op = find("attention")
+    cases = chosen(op, 1, "host")
+    assert cases[0] == cheapest(op, 1)[0]
+    assert len(cases) == len(set(cases)) < 5
+    met = {source for case in cases for source in launched(op.name, case, "host")}
+    assert met == {"attention.cu", "attention_many.cu", "attention_wide.cu"}
+    assert chosen(op, None, "host") == list(cheapest(op))

@@ -12,7 +12,13 @@ from mxharness.commands import common
 @click.command()
 @click.option("--tool", "tools", multiple=True, metavar="NAME", help="Only this tool; repeatable.")
 @click.option("--op", "names", multiple=True, metavar="NAME", help="Only this operator, or all of FILE.cu; repeatable.")
-@click.option("--cases", type=click.IntRange(min=0), default=8, show_default=True, help="Cheapest cases; 0: all.")
+@click.option(
+    "--cases",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Cheapest cases, and one of each further file of kernels; 0: all.",
+)
 @common.device_option
 @common.json_option
 def sanitize(tools: tuple[str, ...], names: tuple[str, ...], cases: int, device: str, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""What compute-sanitizer prints is read right: errors, hazards, nothing to see, a tool or a process that died; which cases run."""
+"""What compute-sanitizer prints is read right: errors, hazards, nothing to see, a tool that died; which cases run."""
 
 from __future__ import annotations
 

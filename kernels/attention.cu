@@ -8,10 +8,11 @@
 //   D a multiple of 16, at most 128; the caller has checked lengths, pages and sizes
 //
 // A query at position i sees the keys below its sequence's length; with `causal` those up to i only; with `window` > 0
-// those after i - window only. A query that sees no key and has no sink gives zeros.
+// those after i - window only. A query that sees no key gives zeros, whatever its sink.
 //
 // Order of sums, the same for every batch, tile, page size, prefill or decode: keys in chunks of 64 at absolute
-// positions, in ascending order. Within a chunk, for one row of queries, with c = |scale| log2(e), rounded:
+// positions, in ascending order. Powers of 2 below 2^-126 are 0. Within a chunk, for one row of queries, with
+// c = |scale| log2(e), rounded:
 //   s    = q . k, one unbroken chain of tensor core steps from zero over D; its sign changed if scale is negative
 //   m_c  = ceil(max s c) over the visible s, the chunk's base: weights are told relative to 2^m_c
 //   z    = s c - m_c, rounded once, to a multiple of 2^-12 (where |m_c| >= 2^23 the product is rounded before)

@@ -235,6 +235,12 @@ __device__ inline Factors factors_of(float m, float top) {
 __device__ inline float joined(float o, float part, const Factors& by) {
     return __fmaf_rn(part, by.joined, __fmul_rn(o, by.kept));
 }
+// Joins a chunk's base and sum to the state; what the outputs of either are multiplied by.
+__device__ inline Factors join(State& state, float top, float sum) {
+    const Factors by = factors_of(state.m, top);
+    state = {Larger()(state.m, top), joined(state.l, sum, by)};
+    return by;
+}
 // A sink has the weight that a key of its score would have, not rounded.
 template <class T> __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
     if (problem.sinks == nullptr) return {-infinity(), 0.0f};

@@ -204,8 +204,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
                 if (warp == 0 && t == 0) parts.state(row, chunk - begin) = make_float2(top[half], sum[half]);
                 continue;
             }
-            const Factors by = factors_of(state[half].m, top[half]);
-            state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by)};
+            const Factors by = join(state[half], top[half], sum[half]);
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
@@ -218,7 +217,7 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
     for (int half = 0; half < 2; ++half) {
         const int r = tile.first + g + 8 * half;
         if (r >= tile.count) continue;
-        const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
+        const bool nothing = low[half] >= high[half] && state[half].l == 0.0f;
         const long long row = tile.row(r, rows.heads);
         T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
 #pragma unroll
@@ -283,6 +282,6 @@ __device__ inline void join_parts(T* __restrict__ y, const Parts& parts, const C
         }
     }
     if (!exists) return;
-    const bool nothing = low >= high && problem.sinks == nullptr;
+    const bool nothing = low >= high && state.l == 0.0f;
     narrow(y + (tile.token(r) * problem.H + tile.query_head(r)) * D + column, nothing ? 0.0f : __fdiv_rn(o, state.l));
 }

@@ -176,9 +176,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 joins[half] = low[half] < first_key + CHUNK && high[half] > first_key;
-                if (!joins[half]) continue;
-                by[half] = factors_of(state[half].m, top[half]);
-                state[half] = {Larger()(state[half].m, top[half]), joined(state[half].l, sum[half], by[half])};
+                if (joins[half]) by[half] = join(state[half], top[half], sum[half]);
             }
             if (careful)
                 add_chunk<DMAX, T, true, true>(o, p, values, weights[warp], by, joins, low, high, first_key, count);
@@ -204,7 +202,7 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
     for (int half = 0; half < 2; ++half) {
         const int r = mine + g + 8 * half;
         if (r >= tile.count) continue;
-        const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
+        const bool nothing = low[half] >= high[half] && state[half].l == 0.0f;
         T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {

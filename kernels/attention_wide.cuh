@@ -394,7 +394,6 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             join_bases(top, chunk);
             multiply_values(without);
             group_wait<0>(sums);
-            belongs(sums);
             keep_until_here(p, nothing);
 #pragma unroll
             for (int n = 0; n < PARTS; ++n) {
@@ -433,7 +432,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         write([&](float a, float b) { return all.pair(__fmul_rn(a, inverse), __fmul_rn(b, inverse), OFF); });
         if (least >= 7.9e-31f && most <= 1.2e30f && l >= 6e-8f && l <= 1.6e7f && all.sure(OFF)) continue;
 #endif
-        const bool nothing = low[half] >= high[half] && problem.sinks == nullptr;
+        const bool nothing = low[half] >= high[half] && l == 0.0f;
         write([&](float a, float b) { return nothing ? 0 : pack<T>(__fdiv_rn(a, l), __fdiv_rn(b, l)); });
     }
     __syncthreads();  // the outputs are there
@@ -443,6 +442,8 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         const int row = i / PIECES, piece = i % PIECES, r = mine + row;
         if (r >= tile.count) continue;
         const int query = tile.query(r), head = r - query * tile.G;
-        *reinterpret_cast<uint4*>(first_output + static_cast<long long>(query) * (problem.H * D) + (head * D + piece * 8)) = *reinterpret_cast<const uint4*>(shared.queries[group] + place(warp % WARPS * ROWS + row, piece));
+        T* const out = first_output + static_cast<long long>(query) * (problem.H * D) + (head * D + piece * 8);
+        *reinterpret_cast<uint4*>(out) =
+            *reinterpret_cast<const uint4*>(shared.queries[group] + place(warp % WARPS * ROWS + row, piece));
     }
 }

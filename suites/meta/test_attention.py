@@ -259,6 +259,18 @@ QUERY = """[](float x) {
 }"""
 
 
+@pytest.mark.parametrize("T", [1, 65, 257], ids=["few", "many", "wide"])
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("sink", [-torch.inf, -3.0, None])
+def test_a_query_that_sees_no_key_gives_zeros_whatever_its_sink(T, D, sink, device):
+    cache = functional.kv_cache(1, 1, T + 5, D, device=device)
+    q, lengths = device.upload(normal(1, T, 1, D)), device.upload(torch.zeros(1, dtype=torch.int32))
+    sinks = None if sink is None else device.upload(torch.full((1,), sink))
+    y = functional.attention(q, cache, lengths, causal=False, sinks=sinks, device=device)
+    device.synchronize()
+    assert torch.equal(y.cpu(), torch.zeros(1, T, 1, D, dtype=y.dtype))
+
+
 def test_a_rows_query_without_a_division_is_that_of_one():
     x = torch.arange(0, 46_000, 23, dtype=torch.float32)
     text = shipped().replaced("elementary.cu", '#include "math.cuh"', '#include "attention_wide.cuh"')

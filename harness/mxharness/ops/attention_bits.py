@@ -55,8 +55,7 @@ def core_bits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, dty
                 chunk = _chunk(rows, keys[..., here, :], values[..., here, :], visible[..., here], rule.scale, dtype)
                 state = _chosen(touched, _joined(state, chunk), state)
         y = state.output / state.total[..., None]
-    if rule.sinks is None:
-        y = np.where(visible.any(-1, keepdims=True), y, ZERO)
+    y = np.where(visible.any(-1, keepdims=True) | (state.total != 0)[..., None], y, ZERO)
     heads = torch.from_numpy(y).reshape(B, Hkv, T, G, D).permute(0, 2, 1, 3, 4)
     return heads.reshape(B, T, H, D).to(dtype)
 

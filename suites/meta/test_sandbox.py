@@ -106,9 +106,10 @@ def test_a_kernel_that_breaks_while_the_next_is_loaded_is_a_failure_and_takes_th
         raise Error("an illegal memory access was encountered")
 
     monkeypatch.setattr(cuda, "_lost", [])
-    monkeypatch.setattr(cuda, "compile_cubin", lambda *_: Path(__file__))
+    monkeypatch.setattr(cuda, "compile_cubin", lambda *_, **__: Path(__file__))
     device = object.__new__(CudaDevice)
-    device.sources, device.architecture, device._modules, device._functions = shipped(), "sm_90a", {}, {}
+    device.sources, device.architecture, device.optimised = shipped(), "sm_90a", None
+    device._modules, device._functions = {}, {}
     device._driver = SimpleNamespace(
         Error=Error, module_from_buffer=broken, Context=SimpleNamespace(synchronize=broken)
     )

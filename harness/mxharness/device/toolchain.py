@@ -77,6 +77,13 @@ def nvcc_version() -> str:
 
 
 @cache
+def takes(option: str) -> bool:
+    """Whether nvcc knows an option; False without nvcc."""
+    tool = nvcc()
+    return bool(tool) and any(option in line.split() for line in _output(str(tool), "--help"))
+
+
+@cache
 def _first_line(tool: str) -> str:
     return next(iter(_output(tool)), "")
 
@@ -86,10 +93,10 @@ def _line(tool: str, word: str) -> str:
     return next((line.strip() for line in _output(tool) if word in line), "")
 
 
-def _output(tool: str) -> list[str]:
+def _output(tool: str, option: str = "--version") -> list[str]:
     """What `tool --version` prints; nothing where it fails or hangs."""
     try:
-        done = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run([tool, option], capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return []
     return done.stdout.splitlines() if done.returncode == 0 else []

@@ -141,10 +141,11 @@ def try_edit(sources: Sources, file: str, device_name: str, op_name: str = "") -
     """Judge kernels whose text of `file` was edited: every operator that it reaches, or one; in this process."""
     started = time.monotonic()
     healthy = _healthy(device_name)
+    device: Device
     if isinstance(healthy, host.HostDevice):
-        device: Device = host.HostDevice(sources, fast=False, settings=host.Settings(seconds=HANGS), optimised=True)
+        device = host.HostDevice(sources, fast=False, settings=host.Settings(seconds=HANGS), optimised=True)
     else:
-        device = open_device(device_name, sources=sources)
+        device = cuda.CudaDevice(sources, optimised=True)
     different, made = [], []
     try:
         for unit in units(sources, file):

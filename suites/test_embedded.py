@@ -74,6 +74,7 @@ def test_perplexity_of_a_text_it_has_not_seen(original, quantised):
     assert math.isclose(found[1], MXFP4, rel_tol=1e-4)
 
 
+@pytest.mark.long("transformers")
 def test_transformers_computes_the_same(original):
     transformers = pytest.importorskip("transformers", reason="not compared: the embedded model with transformers")
     peer = transformers.AutoModelForCausalLM.from_pretrained(

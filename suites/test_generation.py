@@ -18,6 +18,8 @@ from mxharness.model.transformers import from_transformers
 
 from .generating import PROMPTS, generate, loaded, not_a_number
 
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
 NAMES = list(toy.CONFIGS)
 
 

@@ -184,6 +184,7 @@ def hugging(transformers: ModuleType, config: ModelConfig) -> Any:  # noqa: ANN4
     return model
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("architecture", list(toy.CONFIGS))
 def test_what_transformers_holds_and_saves(tmp_path: Path, transformers: ModuleType, architecture: str) -> None:
     config = toy.CONFIGS[architecture]

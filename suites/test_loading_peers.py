@@ -135,6 +135,7 @@ def test_the_scheme_is_compressed_tensors_own() -> None:
     assert config.ignore == ["a", "lm_head"]
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_reads_this_folder(tmp_path: Path, architecture: str) -> None:
     transformers = pytest.importorskip("transformers", reason="not compared: what transformers reads")

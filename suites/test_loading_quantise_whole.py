@@ -73,6 +73,7 @@ quantise(toy.checkpoint(), Path(sys.argv[1]))
 """
 
 
+@pytest.mark.long
 def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path / "killed.gguf")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -98,6 +99,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     slots = [
         gguf_file.slot("token_embd.weight", (120_000, 1024), "F32"),

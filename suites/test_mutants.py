@@ -5,6 +5,7 @@ All of them are run by `mxharness mutants`.
 
 from __future__ import annotations
 
+import pytest
 from mxharness.device.source import shipped
 from mxharness.faults.mutants import generate, sample
 from mxharness.faults.mutation import run_mutants
@@ -14,6 +15,7 @@ FILES = ("quantize.cu", "dequant.cu", "elementary.cu", "rope.cuh")
 """Whose kernels compile and run in a moment."""
 
 
+@pytest.mark.long
 def test_mutants_are_seen():
     found = [mutant for file in FILES for mutant in generate(shipped(), file=file)]
     results = run_mutants(sample(found, COUNT, SEED), "host")

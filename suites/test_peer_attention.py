@@ -22,6 +22,8 @@ from mxharness.ops.attention_reference import core
 from mxharness.ops.kv_cache import HEAD_DIMS
 from mxharness.ops.kv_cache_reference import rotate
 
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
 EXACT = 1e-10
 """Of the largest element: what float64 may lose in another order of sums."""
 CORE = [case for case in find("attention").cases if case.regime in ("normal", "large", "equal") and case.shape[0] < 99]

@@ -16,6 +16,8 @@ from mxharness.judge import judge
 from mxharness.ops import ffn, find, norm, swiglu
 from torch.nn import functional
 
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
 EXACT = 1e-11
 """Of the largest element: what float64 may lose in another order of sums."""
 

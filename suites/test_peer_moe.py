@@ -21,6 +21,8 @@ CASES = [
     for T, E in ((40, 8), (20, 32), (20, 128))
     for dtype in ("bf16", "fp16")
 ]
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
 EXACT = 1e-10
 """Of the largest element: what float64 may lose in another order of sums."""
 

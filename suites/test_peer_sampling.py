@@ -16,6 +16,8 @@ from mxharness.device import Device
 from mxharness.functional import lm_head
 from mxharness.mxfp4 import Quantized
 
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
 V, K = 1003, 96
 UNIT = 2.0**-24
 

@@ -134,6 +134,7 @@ def distance(got, wanted):
     return math.inf if math.isnan(worst) else worst
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 def test_reference_is_transformers_decoder(config):
     """Our float64 run is the yardstick: transformers' float32 run is near it, and ours as near as a few times that."""

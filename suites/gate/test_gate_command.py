@@ -22,6 +22,7 @@ def test_a_baseline_that_does_not_exist_is_told_before_a_model_is_loaded(capsys,
     assert run(capsys, "gate", "--baseline", "nothing", "--device", "host")[0] == 2
 
 
+@pytest.mark.long
 def test_the_command_judges_beside_and_against_a_baseline(toy_command, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(agreement.LIMITS, "fp16", replace(agreement.LIMITS["fp16"], relative=0.2))
     path = str(tmp_path / "toy.safetensors")

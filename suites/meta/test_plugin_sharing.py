@@ -15,7 +15,7 @@ from mxharness import plugin
 from mxharness.device import cuda
 from mxharness.device.source import shipped
 from mxharness.plugin import starting
-from mxharness.plugin.sharing import spread
+from mxharness.plugin.sharing import dealt, spread
 
 PROJECT = {
     "conftest.py": """
@@ -31,19 +31,27 @@ LOOKED = gc.isenabled()
 def test_check(gate): ...
 @pytest.mark.parametrize("name", ["x", "y"])
 def test_fault(name, plant): ...
+@pytest.mark.long("together")
+def test_slow(): ...
+@pytest.mark.long
+def test_slower(): ...
+@pytest.mark.long("together")
+def test_slow_as_well(): ...
 def test_last():
     assert (LOOKED, gc.isenabled(), gc.get_freeze_count() > 1000) == (False, True, True)
 """,
 }
 CHECKS, FAULTS = ["check[a]", "check[b]", "check[c]", "check[d]"], ["fault[x]", "fault[y]"]
+TOGETHER, SLOW = ["slow", "slow_as_well", "slower"], ["slow", "slower", "slow_as_well"]
+SPREAD = ["fault[x]", *CHECKS[:2], "fault[y]", *CHECKS[2:], "last"]
 
 
 @pytest.mark.parametrize(
     ("options", "scheduling", "order"),
     [
-        (("-n", "1"), "WorkStealing", ["fault[x]", *CHECKS[:2], "fault[y]", *CHECKS[2:], "last"]),
-        (("-n", "1", "--dist", "load"), "Load", ["fault[x]", *CHECKS[:2], "fault[y]", *CHECKS[2:], "last"]),
-        ((), "", [*CHECKS, *FAULTS, "last"]),
+        (("-n", "1"), "WorkStealing", [*TOGETHER, *SPREAD]),
+        (("-n", "1", "--dist", "load"), "Load", [*TOGETHER, *SPREAD]),
+        ((), "", [*CHECKS, *FAULTS, *SLOW, "last"]),
     ],
     ids=["by default", "asked for", "one process"],
 )
@@ -72,6 +80,35 @@ def test_a_worker_takes_from_others_and_has_its_faults_among_the_checks(tmp_path
 )
 def test_slow_ones_are_spread_over_those_they_are_to_be_among(items, found):
     assert "".join(spread(list(items), lambda one: one == "s", lambda one: one == "C")) == found
+
+
+@pytest.mark.parametrize(
+    ("items", "shares", "found"),
+    [
+        ("", 3, ""),
+        ("abcde", 2, "abcde"),
+        ("abcX", 1, "Xabc"),
+        ("abcX", 2, "Xabc"),
+        ("abcdXXYf", 2, "XXabYcdf"),
+        ("aXbXcYdeZf", 3, "XXaYbcZdef"),
+        ("aWXbY", 2, "WYXab"),
+        ("XXXXaY", 3, "XXXXYa"),
+    ],
+)
+def test_each_share_begins_with_some_of_those_that_take_long(items, shares, found):
+    assert "".join(dealt(list(items), lambda one: one if one.isupper() else None, shares)) == found
+
+
+def test_shares_are_those_that_workers_are_given():
+    """The rule of pytest-xdist: of what is left, each worker takes its part."""
+    items = [f"{'long' if i % 8 == 7 else 'short'} {i}" for i in range(43)]
+    pending = dealt(items, lambda one: one if one.startswith("long") else None, 5)
+    assert sorted(pending) == sorted(items)
+    begins = []
+    for left in range(5, 0, -1):
+        share, pending = pending[: len(pending) // left], pending[len(pending) // left :]
+        begins.append(share[0])
+    assert begins == [one for one in items if one.startswith("long")]
 
 
 @pytest.mark.parametrize("looks", [True, False])

@@ -8,6 +8,9 @@ from mxharness.nn import quantize_model
 
 from .layers import decoded, same_bits, same_state
 
+pytestmark = pytest.mark.long("transformers")
+"""Which takes long to import."""
+
 
 def rounded(model, dtype):
     """The same model, every linear layer's input rounded to dtype: what the kernels multiply."""

@@ -94,6 +94,7 @@ with ranks.joined() as here:
 """
 
 
+@pytest.mark.long
 def test_two_processes_have_the_bits_of_one(toy: Checkpoint, tmp_path: Path) -> None:
     """Three batches on two processes of torchrun's environment, gathered through gloo."""
     with socket.socket() as free:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxharness.device import open_device
+from mxharness.device import cuda, open_device
 from mxharness.device.host import CHECKS, HostDevice
 from mxharness.device.source import Sources, shipped
 from mxharness.device.toolchain import TOOLKIT, nvcc
@@ -239,7 +239,7 @@ def visit(order: dict[str, Any] | None = None) -> None:
     if order["plant"]:
         _, source, old, new = _CONTROLS[order["plant"]]
         sources = shipped().replaced(source, old, new)
-    device = open_device("cuda", sources=sources)
+    device = cuda.open_device(sources, optimised=True)  # a planted error as well: compiled as what it stands for
     launches = {}
     for name in order["ops"]:
         op, counted = find(name), _Counted(device)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mxharness import sanitize
 from mxharness.device import cuda, toolchain
 from mxharness.device.source import shipped
 from mxharness.execution import execute
@@ -64,18 +65,30 @@ def test_a_text_that_is_not_the_one_of_kernels_is_compiled_quickly(sources, sour
     assert how == [optimised]
 
 
-def test_mutants_are_optimised_on_a_gpu_so_that_equal_ones_are_seen(monkeypatch):
-    how = []
+@pytest.fixture
+def opened(monkeypatch):
+    """How GPUs were opened that are not there."""
+    how: list[bool | None] = []
 
-    def opened(sources: object, *, optimised: bool) -> object:
+    def opens(sources: object, *, optimised: bool | None = None) -> object:
         how.append(optimised)
         return SimpleNamespace(name="cuda", sources=sources, architecture="sm_90a")
 
+    monkeypatch.setattr(cuda, "open_device", opens)
+    return how
+
+
+def test_mutants_are_optimised_on_a_gpu_so_that_equal_ones_are_seen(opened, monkeypatch):
     monkeypatch.setattr(mutation, "_healthy", lambda _: SimpleNamespace(name="cuda", architecture="sm_90a"))
     monkeypatch.setattr(mutation, "_compiled", lambda *_: Path(__file__))
-    monkeypatch.setattr(mutation.cuda, "CudaDevice", opened)
     assert mutation.try_edit(EDITED, "dequant.cu", "cuda").verdict == "equivalent"
-    assert how == [True]
+    assert opened == [True]
+
+
+@pytest.mark.parametrize("planted", ["", "racecheck"])
+def test_what_a_sanitizer_watches_is_optimised_and_so_is_its_planted_error(opened, planted):
+    sanitize.visit({"ops": [], "cases": 1, "plant": planted})
+    assert opened == [True]
 
 
 @pytest.mark.skipif(toolchain.nvcc() is None, reason="no nvcc: nothing was compiled quickly")

@@ -240,8 +240,11 @@ class CudaDevice:
             raise UserError(f"kernels/{source} has no kernel '{kernel}'; there are {known}") from error
 
 
-def open_device(sources: Sources | None = None) -> CudaDevice:
-    """The CUDA device; Unavailable, saying what to install, where it cannot be had."""
+def open_device(sources: Sources | None = None, *, optimised: bool | None = None) -> CudaDevice:
+    """The CUDA device; Unavailable, saying what to install, where it cannot be had.
+
+    optimised: as CudaDevice takes it.
+    """
     if reason := missing():
         raise Unavailable(reason)
-    return CudaDevice(sources or shipped())
+    return CudaDevice(sources or shipped(), optimised=optimised)

@@ -145,7 +145,7 @@ def try_edit(sources: Sources, file: str, device_name: str, op_name: str = "") -
     if isinstance(healthy, host.HostDevice):
         device = host.HostDevice(sources, fast=False, settings=host.Settings(seconds=HANGS), optimised=True)
     else:
-        device = cuda.CudaDevice(sources, optimised=True)
+        device = cuda.open_device(sources, optimised=True)
     different, made = [], []
     try:
         for unit in units(sources, file):

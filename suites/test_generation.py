@@ -18,8 +18,6 @@ from mxharness.model.transformers import from_transformers
 
 from .generating import PROMPTS, generate, loaded, not_a_number
 
-pytestmark = pytest.mark.long("transformers")
-"""Which takes long to import."""
 NAMES = list(toy.CONFIGS)
 
 
@@ -66,6 +64,7 @@ def peer(name):
     return model.eval()
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("activations", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_are_those_of_transformers(device, name, activations):

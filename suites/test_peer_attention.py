@@ -22,8 +22,6 @@ from mxharness.ops.attention_reference import core
 from mxharness.ops.kv_cache import HEAD_DIMS
 from mxharness.ops.kv_cache_reference import rotate
 
-pytestmark = pytest.mark.long("transformers")
-"""Which takes long to import."""
 EXACT = 1e-10
 """Of the largest element: what float64 may lose in another order of sums."""
 CORE = [case for case in find("attention").cases if case.regime in ("normal", "large", "equal") and case.shape[0] < 99]
@@ -150,6 +148,7 @@ def transformerss(case, inputs):
     return torch.cat(found)
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("case", BLOCKS, ids=str)
 def test_transformers_computes_what_our_block_does(case, device):
     """To float64's precision but for the scale, which a kernel takes as float32."""
@@ -161,6 +160,7 @@ def test_transformers_computes_what_our_block_does(case, device):
     within_bounds(op, case, "composed", device, {"y": theirs})
 
 
+@pytest.mark.long("transformers")
 def test_a_block_with_window_and_sinks_is_gpt_osss(device):
     """All that gpt-oss has at once: bias, YaRN, sinks and a sliding window, over a past."""
     op = find("grouped_query_attention")
@@ -175,6 +175,7 @@ def test_a_block_with_window_and_sinks_is_gpt_osss(device):
 # rotation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("D", HEAD_DIMS)
 def test_pair_orders_are_transformers_llamas_and_gptjs(D):
     """Llama and gpt-oss pair i with i + D/2, GPT-J 2i with 2i + 1."""
@@ -188,6 +189,7 @@ def test_pair_orders_are_transformers_llamas_and_gptjs(D):
     assert near(rotate(x, table, start, "interleaved").value, gptj.apply_rotary_pos_emb(x, sin, cos))
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
 def test_the_table_is_llamas(base):
     """Transformers computes angles in float32: position times a frequency that is off by an ulp or two."""
@@ -196,6 +198,7 @@ def test_the_table_is_llamas(base):
     assert_near_angles(llama.LlamaRotaryEmbedding(config), functional.rope_table(500, 64, base), repeated=True)
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("truncate", [False, True])
 @pytest.mark.parametrize(("factor", "context", "D"), [(32.0, 4096, 64), (4.0, 128, 96), (2.0, 30, 32)])
 def test_the_table_of_yarn_is_gpt_osss(factor, context, D, truncate):

@@ -16,8 +16,6 @@ from mxharness.judge import judge
 from mxharness.ops import ffn, find, norm, swiglu
 from torch.nn import functional
 
-pytestmark = pytest.mark.long("transformers")
-"""Which takes long to import."""
 EXACT = 1e-11
 """Of the largest element: what float64 may lose in another order of sums."""
 
@@ -88,6 +86,7 @@ def test_torch_norms(case, device):
     check(op, case, "bound", device, inputs, execution, {"y": peers})
 
 
+@pytest.mark.long("transformers")
 def test_llama_rms_norm(device):
     """It computes in float32 whatever it is given: K + 8 roundings of a sum of squares at most, halved by the root."""
     llama = transformers("llama.modeling_llama", "RMSNorm")
@@ -154,6 +153,7 @@ def peers_of(case, inputs):
     return s + torch_layer(case, normed, inputs)
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_feed_forward_layers(case, device):
     """The whole layer, and the activation of what the kernel itself projected."""
@@ -171,6 +171,7 @@ def test_feed_forward_layers(case, device):
     check(op, case, "bound", device, inputs, execution, {"activated": activated})
 
 
+@pytest.mark.long("transformers")
 def test_gpt2_mlp(device):
     """Both projections with a bias around the tanh form, in a module that holds its weights transposed."""
     gpt2 = transformers("gpt2.modeling_gpt2", "a layer with biases")
@@ -193,6 +194,7 @@ def test_gpt2_mlp(device):
         check(op, case, "composed", device, inputs, execute(op, case, device, inputs), {"y": peers})
 
 
+@pytest.mark.long("transformers")
 @pytest.mark.parametrize("case", cases("swiglu", "normal", "limits"), ids=str)
 def test_gpt_oss_activation(case, device):
     modeling = transformers("gpt_oss.modeling_gpt_oss", "the limited SwiGLU")

@@ -24,7 +24,8 @@
 // A chunk of which the row sees nothing leaves the row's state as it is. y = O / l, rounded to float32 and to its type.
 //
 // The bits are those of that order, whichever schedule ran: attention_few.cuh for few rows (decoding, mostly), here,
-// attention_many.cuh for many, or attention_wide.cuh for many on Hopper. A row is t G + g of a KV head: position t, query head g of the group.
+// attention_many.cuh for many, or attention_wide.cuh for many on Hopper. A row is t G + g of a KV head: position t, query
+// head g of the group.
 #include "attention_few.cuh"
 
 using Bytes = const std::uint8_t*;

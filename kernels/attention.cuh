@@ -1,6 +1,6 @@
-// What the schedules of attention share (attention_few.cuh, attention_many.cuh, attention_wide.cuh): which keys a row sees, staging of
-// keys and values, and the state that chunks join. attention.cu says what is computed and in which order; that does not
-// depend on the schedule.
+// What the schedules of attention share (attention_few.cuh, attention_many.cuh, attention_wide.cuh): which keys a row sees,
+// staging of keys and values, and the state that chunks join. attention.cu says what is computed and in which order; that
+// does not depend on the schedule.
 #pragma once
 
 #include "async.cuh"
@@ -242,12 +242,16 @@ __device__ inline Factors join(State& state, float top, float sum) {
     return by;
 }
 // A sink has the weight that a key of its score would have, not rounded.
-template <class T> __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
-    if (problem.sinks == nullptr) return {-infinity(), 0.0f};
-    const float sink = problem.sinks[tile.query_head(r)], top = ceilf(__fmul_rn(sink, LOG2_E));
+template <class T> __device__ inline State start_state(bool has_sink, float sink) {
+    if (!has_sink) return {-infinity(), 0.0f};
+    const float top = ceilf(__fmul_rn(sink, LOG2_E));
     float z[1] = {sink};
     raise(z, LOG2_E, {top, top});
     return {top, __fmul_rn(exp2_32(z[0]), Weight<T>::FACTOR)};
+}
+template <class T> __device__ inline State start_state(const Problem& problem, const Tile& tile, int r) {
+    const bool has_sink = problem.sinks != nullptr;
+    return start_state<T>(has_sink, has_sink ? problem.sinks[tile.query_head(r)] : 0.0f);
 }
 
 // The exponent bits of the 16-bit types: all set in NaN and Inf.

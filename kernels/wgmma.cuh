@@ -159,8 +159,8 @@ __device__ inline void await(Meeting& meeting, int time) {
 }
 
 // How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
-template <int count> __device__ inline void keep_registers() {
-    if (count < 168) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+template <int count, int launched = 168> __device__ inline void keep_registers() {
+    if (count < launched) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
     else asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 
@@ -182,7 +182,7 @@ __device__ inline void open_meeting(Meeting&, int) {}
 __device__ inline void arrive(Meeting&) {}
 __device__ inline void await(Meeting&, int) {}
 __device__ inline void publish_shared() {}
-template <int count> __device__ inline void keep_registers() {}
+template <int count, int launched = 168> __device__ inline void keep_registers() {}
 
 #endif
 

@@ -155,7 +155,7 @@ inline void open_meeting(Meeting&, int) {}
 inline void arrive(Meeting&) {}
 inline void await(Meeting&, int) { __syncthreads(); }
 inline void publish_shared() {}
-template <int count> inline void keep_registers() {}
+template <int count, int launched = 168> inline void keep_registers() {}
 
 template <class T, int NT>
 inline void group_step(float (&d)[NT][4], const std::uint32_t (&a)[4], const void* tile, int step, bool first, int live) {

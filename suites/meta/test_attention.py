@@ -11,7 +11,7 @@ from mxharness import functional, mxfp4
 from mxharness.device import host
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
-from mxharness.functional import QKV, Projections, Rope, Yarn
+from mxharness.functional import QKV, Projections, Rope, Yarn, attention_schedule
 from mxharness.ops.attention_bits import FACTOR
 from mxharness.ops.kv_cache import HEAD_DIMS
 from mxharness.regimes import DTYPES
@@ -269,6 +269,41 @@ def test_a_query_that_sees_no_key_gives_zeros_whatever_its_sink(T, D, sink, devi
     y = functional.attention(q, cache, lengths, causal=False, sinks=sinks, device=device)
     device.synchronize()
     assert torch.equal(y.cpu(), torch.zeros(1, T, 1, D, dtype=y.dtype))
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 40}, {"window": 190}, {"sinks": True}, {"causal": False}, {"special": True}], ids=str
+)
+def test_tiles_that_share_a_block_have_the_bits_of_tiles_alone(D, options, device, monkeypatch):
+    """Of one chunk and of several, of sequences of different lengths; where nothing is causal one has no key at all."""
+    if device.name != "host" and device.device_class != "sm_90":
+        pytest.skip("only Hopper's kernels and the host's have such blocks")
+    monkeypatch.setattr(attention_schedule, "WIDE_TOKENS", 0)
+    cache = functional.kv_cache(4, 2, 400, D, device=device)
+    k, v = (normal(4, 2, 400, D, seed=seed) for seed in (1, 2))
+    if "special" in options:
+        v[1, 1, 100, 3], v[2, 0, 5, 60] = torch.inf, torch.nan
+    cache.k.copy_(k)
+    cache.v.copy_(v)
+    sinks = device.upload(normal(6, dtype=torch.float32)) if "sinks" in options else None
+    T, H = (200, 2) if options.get("window") == 190 else (70, 6)  # where a tile's warpgroups begin at different chunks
+    q = device.upload(normal(4, T, H, D))
+    lengths = torch.tensor([T, T + 63, 2 * T, 0 if "causal" in options else T + 1], dtype=torch.int32)
+    kept = {name: value for name, value in options.items() if name in ("window", "causal")}
+
+    def bits(blocks, cached):
+        monkeypatch.setattr(attention_schedule, "WIDE_BLOCKS", blocks)
+        monkeypatch.setattr(attention_schedule, "MOST_CACHED", cached)
+        attention_schedule.heads_at_once.cache_clear()
+        y = functional.attention(q, cache, device.upload(lengths), sinks=sinks, device=device, **kept)
+        device.synchronize()
+        return y.cpu().view(torch.int16)
+
+    alone = bits(132, 1 << 30)
+    shared = {(blocks, cached): bits(blocks, cached) for blocks in (1, 3, 7) for cached in (0, 1 << 30)}
+    attention_schedule.heads_at_once.cache_clear()
+    assert [how for how, y in shared.items() if not torch.equal(y, alone)] == []
 
 
 def test_a_rows_query_without_a_division_is_that_of_one():

@@ -19,6 +19,8 @@ FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
 WIDE = {"WIDE_TOKENS": 0, "FEW_TILE": 0, "LONG": 10**9}
 FORCED = {
     "wide, and many where it is not for": WIDE,
+    "wide, one block for all tiles, and many": {**WIDE, "WIDE_BLOCKS": 1},
+    "wide, three blocks, and many": {**WIDE, "WIDE_BLOCKS": 3},
     "many": {"WIDE_TOKENS": 10**9, "FEW_TILE": 0, "LONG": 10**9},
     "few, a block for all keys of a tile": {**FEW, "SPLIT_BLOCKS": 0},
     "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
@@ -116,6 +118,24 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
 def test_hopper_takes_wide_kernels_for_many_rows_over_caches_of_16_bits(T, D, dtype, device_class, expected):
     cache = functional.kv_cache(1, 2, 300, D, dtype, device=host.open_device())
     assert schedule(torch.empty(1, T, 4, D, dtype=cache.dtype), cache, None, device_class) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "tiles", "size", "together"),
+    [(8, 64, 1 << 20, 8), (40, 4, 1 << 20, 40), (256, 4, 1 << 18, 88), (128, 16, 1 << 20, 22), (4, 1024, 16 << 20, 1)],
+)
+def test_heads_whose_keys_the_cache_holds_are_taken_together(heads, tiles, size, together):
+    assert attention_schedule.heads_at_once(heads, tiles, size) == together
+
+
+def test_blocks_share_tiles_and_none_takes_more_than_it_can():
+    assert [attention_schedule.wide_blocks(n) for n in (1, 131, 133, 132 * 256, 132 * 256 + 1)] == [
+        1,
+        131,
+        132,
+        132,
+        133,
+    ]
 
 
 def test_codes_are_split_over_twice_as_many_blocks():

@@ -10,7 +10,9 @@ A row is one query of one head; those of all heads that read the same keys, T H 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from mxharness.device import Device
@@ -25,7 +27,11 @@ FEW_TILE, MANY_TILE, GROUP_TILE = 16, 64, 64
 THREADS = 128
 """Of a block; of wide ones, of a warpgroup."""
 WIDE_GROUPS = {64: 3, 128: 2}
-"""Warpgroups of a block of wide ones, by the size of a head, as in attention_wide.cuh."""
+"""Warpgroups of a block of wide ones that multiply, by the size of a head; one more brings what they do."""
+WIDE_BLOCKS, MOST_TILES = 132, 256
+"""Blocks that share the tiles of wide ones, one for each of an H100's multiprocessors; tiles that a block may take."""
+MOST_CACHED, FEW_CACHED = 40 << 20, 24 << 20
+"""Bytes of keys and values that an H100's second-level cache holds, and with room to spare."""
 WIDE_TOKENS = 256
 """Queries of a sequence from which on they are faster."""
 LONG = 256
@@ -65,6 +71,31 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
     return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
 
 
+def wide_blocks(tiles: int) -> int:
+    """How many blocks share so many tiles of the wide kernels."""
+    return min(tiles, max(WIDE_BLOCKS, -(-tiles // MOST_TILES)))
+
+
+@lru_cache(maxsize=256)
+def heads_at_once(heads: int, tiles: int, bytes_each: int) -> int:
+    """How many KV heads of so many tiles, of so many bytes of keys and values, the wide kernels go through together.
+
+    All, if an H100's second-level cache holds them; else as many as it holds with room to spare or fewer, so that the
+    block with most to do has least, a tile's keys taken to be as many as its place among its head's.
+    """
+    if heads * bytes_each <= MOST_CACHED:
+        return heads
+    blocks, most = wide_blocks(tiles * heads), max(1, FEW_CACHED // bytes_each)
+
+    def longest(together: int) -> int:
+        sizes = [np.repeat(np.arange(tiles, 0, -1), min(together, heads - n)) for n in range(0, heads, together)]
+        rounds = np.resize(np.concatenate([*sizes, np.zeros(2 * blocks, int)]), (-(-tiles * heads // blocks), blocks))
+        rounds[1::2] = rounds[1::2, ::-1].copy()
+        return int(rounds.sum(0).max())
+
+    return min(range(-(-most // 2), most + 1), key=lambda together: (longest(together), -together))
+
+
 def table(device_class: str) -> list[tuple[str, str, str]]:
     """For people: caches, rows of a KV head or queries of a sequence, and kernels, on a device of this class.
 
@@ -99,8 +130,10 @@ def launch(
     )  # fmt: skip
     name, grid = f"{how.kernel}{64 if D <= 64 else 128}_{cache.kernel}", (how.tiles * how.splits, cache.kv_heads, B)
     if how.kernel == "wide":
-        grid = (cache.kv_heads, B, how.tiles)
-        device.launch("attention_wide.cu", f"attention_{name}", grid, (THREADS * WIDE_GROUPS[D],), *arguments)
+        threads = THREADS * (WIDE_GROUPS[D] + 1)
+        blocks = wide_blocks(how.tiles * cache.kv_heads * B)
+        together = heads_at_once(cache.kv_heads * B, how.tiles, 4 * T * D)
+        device.launch("attention_wide.cu", f"attention_{name}", (blocks,), (threads,), *arguments, B, together)
         return
     if how.kernel == "many":
         device.launch("attention_many.cu", f"attention_{name}", grid, (THREADS,), *arguments)

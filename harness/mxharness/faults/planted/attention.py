@@ -246,8 +246,8 @@ FAULTS = tuple(
             _WIDE,
             _WAIT,
             # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
-            "            if (chunk + 1 == group_end) group_wait<0>(sums);\n"
-            "            if (chunk == group_begin)\n"
+            "            if (chunk + 1 == end) group_wait<0>(sums);\n"
+            "            if (chunk == tile.begin[group])\n"
             "                for (int i = 0; i < PARTS * COLUMNS * 4; ++i)\n"
             "                    part[i / 32][i / 4 % 8][i % 4] = sums[0][i % 4] = 0;\n",
             "bound",
@@ -257,8 +257,8 @@ FAULTS = tuple(
             "generic: rings of stages",
             "every chunk's weights are those of the chunk before: the next keys lie a stage further on",
             _WIDE,
-            "        multiply_keys(chunk + 1);\n",
-            "        multiply_keys(chunk);\n",
+            "number, time, !last || weighed);",
+            "number, time - 1, !last || weighed);",
             "bound",
         ),
     )

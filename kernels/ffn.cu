@@ -7,9 +7,8 @@
 //   add_residual    y = residual + update               residual, y  count elements T; update  count float32
 //
 // T is bfloat16 or half, for swiglu float32 too. Everything is computed in float32, one rounding an operation
-// (activation.cuh), and rounded to T once. One thread an element; there are no sums.
+// (activation.cuh), and rounded to T once. One thread an element, in swiglu four of them; there are no sums.
 #include "activation.cuh"
-#include "convert.cuh"
 
 __device__ inline long long thread() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
@@ -25,20 +24,73 @@ template <class T> __device__ inline void gated(T* y, const T* gate, const T* up
     if (i < count) narrow(&y[i], swiglu(widen(gate[i]), widen(up[i])));
 }
 
+constexpr int SWIGLU_WIDTH = 4;  // neighbouring elements of a thread
+
+// N neighbouring elements, as wide as can be read at once.
+template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Run {
+    T of[N];
+};
+
+// The first `own` of a thread's elements of y.
+__device__ inline void write_swiglu(float* y, const float (&gate)[SWIGLU_WIDTH], const float (&up)[SWIGLU_WIDTH], int own, float alpha,
+                                    float limit) {
+#pragma unroll
+    for (int i = 0; i < SWIGLU_WIDTH; ++i)
+        if (i < own) y[i] = swiglu_limited(gate[i], up[i], alpha, limit);
+}
+template <class T>
+__device__ inline void write_swiglu(T* y, const float (&gate)[SWIGLU_WIDTH], const float (&up)[SWIGLU_WIDTH], int own, float alpha,
+                                    float limit) {
+    using Own = Run<T, SWIGLU_WIDTH>;
+    union {
+        std::uint32_t pairs[SWIGLU_WIDTH / 2];
+        Own all;
+    } made;
+    swiglu_pairs<T>(made.pairs, gate, up, alpha, limit);
+    if (own == SWIGLU_WIDTH) {
+        *reinterpret_cast<Own*>(y) = made.all;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < SWIGLU_WIDTH; ++i)
+        if (i < own) y[i] = made.all.of[i];
+}
+
 template <class T>
 __device__ inline void swiglu_rows(T* y, const T* x, long long count, int I, int interleaved, float alpha, float limit) {
-    const long long i = thread();
-    if (i >= count) return;
-    struct alignas(2 * sizeof(T)) Pair {
-        T gate, up;
-    } pair;
+    const long long first = thread() * SWIGLU_WIDTH;
+    if (first >= count) return;
+    const int own = static_cast<int>(min(count - first, static_cast<long long>(SWIGLU_WIDTH)));
+    float gate[SWIGLU_WIDTH] = {}, up[SWIGLU_WIDTH] = {};
     if (interleaved) {  // without the row, which would be a division
-        pair = reinterpret_cast<const Pair*>(x)[i];
+        const T* const from = x + 2 * first;
+        if (own == SWIGLU_WIDTH) {
+            const auto both = *reinterpret_cast<const Run<T, 2 * SWIGLU_WIDTH>*>(from);
+#pragma unroll
+            for (int i = 0; i < SWIGLU_WIDTH; ++i) gate[i] = widen(both.of[2 * i]), up[i] = widen(both.of[2 * i + 1]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < SWIGLU_WIDTH; ++i)
+                if (i < own) gate[i] = widen(from[2 * i]), up[i] = widen(from[2 * i + 1]);
+        }
     } else {
-        const long long row = i / I, column = i % I;
-        pair = {x[row * 2 * I + column], x[row * 2 * I + I + column]};
+        const long long row = first / I;
+        int column = static_cast<int>(first - row * I);
+        const T* from = x + row * 2 * I;
+        if (I % SWIGLU_WIDTH == 0) {
+            const auto gates = *reinterpret_cast<const Run<T, SWIGLU_WIDTH>*>(from + column);
+            const auto ups = *reinterpret_cast<const Run<T, SWIGLU_WIDTH>*>(from + I + column);
+#pragma unroll
+            for (int i = 0; i < SWIGLU_WIDTH; ++i) gate[i] = widen(gates.of[i]), up[i] = widen(ups.of[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < SWIGLU_WIDTH; ++i) {
+                if (i < own) gate[i] = widen(from[column]), up[i] = widen(from[I + column]);
+                if (++column == I) column = 0, from += 2 * I;
+            }
+        }
     }
-    narrow(&y[i], swiglu_limited(widen(pair.gate), widen(pair.up), alpha, limit));
+    write_swiglu(y + first, gate, up, own, alpha, limit);
 }
 
 template <class T> __device__ inline void add_residual(T* y, const T* residual, const float* update, long long count) {

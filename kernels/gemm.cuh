@@ -17,11 +17,11 @@ struct Rows {
 
 // The rows that one block works on.
 struct Tile {
-    int problem, first, count;  // first row within the problem, rows of the problem
+    int problem, first, count, begin;  // first row within the problem, rows of the problem, where its entries begin
     const Rows* rows;
 
     __device__ bool has(int m) const { return first + m < count; }
-    __device__ int entry(int m) const { return rows->entries[rows->offsets[problem] + first + m]; }
+    __device__ int entry(int m) const { return rows->entries[begin + first + m]; }
     __device__ long long x_row(int m) const {
         if (rows->offsets != nullptr) return entry(m) / rows->fan;
         return static_cast<long long>(problem) * rows->x_step + first + m;
@@ -35,36 +35,37 @@ struct Tile {
 // Block row blockIdx.y of the grid; tiles of routed problems follow one another. False: there is nothing left to do.
 // All threads of the block must call.
 __device__ inline bool locate(Tile& tile, const Rows& rows, int size) {
+    const int at = blockIdx.y;
     tile.rows = &rows;
     if (rows.offsets == nullptr) {
         tile.problem = blockIdx.z;
-        tile.first = blockIdx.y * size;
+        tile.first = at * size;
         tile.count = rows.M;
         return true;
     }
-    int left = blockIdx.y;
-    const int lane = threadIdx.x % WARP;
-    for (int begin = 0; begin < rows.problems; begin += WARP) {  // a problem a lane
-        const int p = begin + lane;
-        const int count = p < rows.problems ? rows.offsets[p + 1] - rows.offsets[p] : 0;
-        const int tiles = (count + size - 1) / size;
-        int sum = tiles;  // of this problem and those before it
+    // A lane has a run of neighbouring problems: all are read at once.
+    const int run = (rows.problems + WARP - 1) / WARP, lane = threadIdx.x % WARP;
+    const auto count_of = [&](int p) { return p < rows.problems ? rows.offsets[p + 1] - rows.offsets[p] : 0; };
+    const auto tiles_of = [&](int count) { return (count + size - 1) / size; };
+    int tiles = 0;
+#pragma unroll 4
+    for (int i = 0; i < run; ++i) tiles += tiles_of(count_of(lane * run + i));
+    int sum = tiles;  // of this run and those before it
 #pragma unroll
-        for (int distance = 1; distance < WARP; distance *= 2) {
-            const int before = shuffle(sum, lane - distance);
-            if (lane >= distance) sum += before;
-        }
-        const std::uint32_t done = vote(sum <= left);  // sums ascend: those problems come before
-        if (done != 0xffffffffu) {
-            const int mine = 32 - __clz(static_cast<int>(done));
-            tile.problem = begin + mine;
-            tile.first = (left - shuffle(sum - tiles, mine)) * size;
-            tile.count = shuffle(count, mine);
-            return true;
-        }
-        left -= shuffle(sum, WARP - 1);
+    for (int distance = 1; distance < WARP; distance *= 2) {
+        const int before = shuffle(sum, lane - distance);
+        if (lane >= distance) sum += before;
     }
-    return false;
+    const std::uint32_t done = vote(sum <= at);  // sums ascend: those runs come before
+    if (done == 0xffffffffu) return false;
+    const int mine = 32 - __clz(static_cast<int>(done));
+    int left = at - shuffle(sum - tiles, mine), p = mine * run;
+    while (left >= tiles_of(count_of(p))) left -= tiles_of(count_of(p++));
+    tile.problem = p;
+    tile.first = left * size;
+    tile.count = count_of(p);
+    tile.begin = rows.offsets[p];
+    return true;
 }
 
 // A chunk's sum joins the total: the declared order's only other rounding.
@@ -124,20 +125,23 @@ template <class T> struct Dense {
     }
 };
 
-// Where a problem's results go.
+// Where a problem's results go, and as what.
+enum Form { SAME, FLOAT32, SWIGLU };  // of T; float32; rounded to T, then swiglu (ffn.cu) of neighbouring features: N / 2 of T
 template <class T> struct Output {
     void* y;
     const float* bias;
-    int N, float_output;
+    int N, form;
+    float alpha, limit;  // of SWIGLU
 
-    __device__ float with_bias(const Tile& tile, int n, float total) const {
-        return bias == nullptr ? total : __fadd_rn(total, bias[static_cast<long long>(tile.problem) * N + n]);
+    __device__ const float* bias_of(const Tile& tile) const { return bias + static_cast<long long>(tile.problem) * N; }
+    __device__ float with_bias(float total, float more) const {
+        return bias == nullptr ? total : __fadd_rn(total, more);
     }
-    __device__ void write(const Tile& tile, int m, int n, float total) const {
-        if (!tile.has(m) || n >= N) return;
-        total = with_bias(tile, n, total);
-        const long long at = tile.y_row(m) * N + n;
-        if (float_output) static_cast<float*>(y)[at] = total;
+    // To feature n < N of y's row `row`, in any form but SWIGLU.
+    __device__ void write(const Tile& tile, long long row, int n, float total) const {
+        total = with_bias(total, bias == nullptr ? 0.0f : bias_of(tile)[n]);
+        const long long at = row * N + n;
+        if (form == FLOAT32) static_cast<float*>(y)[at] = total;
         else narrow(static_cast<T*>(y) + at, total);
     }
 };

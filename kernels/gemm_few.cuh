@@ -221,5 +221,5 @@ __device__ inline void multiply_few(const Output<T>& output, const T* __restrict
         }
         __syncthreads();
     }
-    if (number < TILE_N * count) output.write(tile, m, n0 + n, result);
+    if (number < TILE_N * count && n0 + n < N) output.write(tile, tile.y_row(m), n0 + n, result);
 }

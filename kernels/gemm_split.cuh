@@ -184,9 +184,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
             for (int i = 0; i < 4; ++i)
                 results[(8 * (group + SPLIT_GROUPS * own) + 2 * t + i % 2) * pitch + row + 8 * (i / 2)] = total[own][i];
         __syncthreads();
-        for (int i = thread; i < live * (GROUP_ROWS / 8); i += SPLIT_GROUPS * GROUP_THREADS) {
-            const int m = i / (GROUP_ROWS / 8), n = i % (GROUP_ROWS / 8) * 8;
-            write_eight(output, tile, m, n0 + n, results + m * pitch + n);
-        }
+        write_rows<GROUP_ROWS, SPLIT_GROUPS * GROUP_THREADS>(output, tile, n0, live, results, pitch, thread,
+                                                             [&](int m) { return tile.y_row(m); });
     }
 }

@@ -2,6 +2,7 @@
 // how a warpgroup brings them, scales of 512 k, and the writing of results.
 #pragma once
 
+#include "activation.cuh"
 #include "async.cuh"
 #include "operand.cuh"
 #include "wgmma.cuh"
@@ -191,19 +192,55 @@ template <class T> __device__ inline bool has_extreme(const uint4& scales, int l
     return found != 0;
 }
 
-// Eight neighbouring features from n on, n a multiple of 8; as one piece where y's rows allow it.
-template <class T> __device__ inline void write_eight(const Output<T>& output, const Tile& tile, int m, int n, const float* totals) {
-    const int N = output.N;
-    if (output.float_output || n + 8 > N || N % 8 != 0 || reinterpret_cast<std::uintptr_t>(output.y) % sizeof(uint4) != 0) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) output.write(tile, m, n + i, totals[i]);
+// A tile's `live` rows of FEATURES totals from n0 on, which lie `pitch` apart in shared memory, to y; row_of(m): y's row of the
+// tile's row m. A thread of THREADS has the same eight neighbouring features of every row that is its turn, and writes them as
+// one piece or two where y's rows allow it, as SWIGLU demands.
+template <int FEATURES, int THREADS, class T, class RowOf>
+__device__ inline void write_rows(const Output<T>& output, const Tile& tile, int n0, int live, const float* totals, int pitch, int thread,
+                                  RowOf row_of) {
+    constexpr int LANES = FEATURES / 8, ROWS = THREADS / LANES;
+    static_assert(THREADS % LANES == 0);
+    const int at = thread % LANES * 8, n = n0 + at, N = output.N;
+    if (n >= N) return;
+    const auto addresses = reinterpret_cast<std::uintptr_t>(output.y) | reinterpret_cast<std::uintptr_t>(output.bias);
+    if (N % 8 != 0 || addresses % sizeof(uint4) != 0) {
+        for (int m = thread / LANES; m < live; m += ROWS)
+            for (int i = 0; i < min(8, N - n); ++i) output.write(tile, row_of(m), n + i, totals[m * pitch + at + i]);
         return;
     }
-    union {
-        uint4 words;
-        T values[8];
-    } piece;
+    float4 more[2] = {};
+    if (output.bias != nullptr) {
+        const float4* const bias = reinterpret_cast<const float4*>(output.bias_of(tile) + n);
+        more[0] = bias[0], more[1] = bias[1];
+    }
+#pragma unroll 2
+    for (int m = thread / LANES; m < live; m += ROWS) {
+        const float4* const from = reinterpret_cast<const float4*>(totals + m * pitch + at);
+        const long long to = row_of(m) * N + n;
+        float4 piece[2];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) narrow(piece.values + i, output.with_bias(tile, n + i, totals[i]));
-    *reinterpret_cast<uint4*>(static_cast<T*>(output.y) + tile.y_row(m) * N + n) = piece.words;
+        for (int i = 0; i < 2; ++i)
+            piece[i] = make_float4(output.with_bias(from[i].x, more[i].x), output.with_bias(from[i].y, more[i].y),
+                                   output.with_bias(from[i].z, more[i].z), output.with_bias(from[i].w, more[i].w));
+        if (output.form == FLOAT32) {
+            float4* const four = reinterpret_cast<float4*>(static_cast<float*>(output.y) + to);
+            four[0] = piece[0], four[1] = piece[1];
+            continue;
+        }
+        union {
+            uint4 words;
+            T values[8];
+        } made = {make_uint4(pack<T>(piece[0].x, piece[0].y), pack<T>(piece[0].z, piece[0].w), pack<T>(piece[1].x, piece[1].y),
+                             pack<T>(piece[1].z, piece[1].w))};
+        if (output.form == SAME) {
+            *reinterpret_cast<uint4*>(static_cast<T*>(output.y) + to) = made.words;
+            continue;
+        }
+        float gate[4], up[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) gate[i] = widen(made.values[2 * i]), up[i] = widen(made.values[2 * i + 1]);
+        std::uint32_t pairs[2];
+        swiglu_pairs<T>(pairs, gate, up, output.alpha, output.limit);
+        *reinterpret_cast<uint2*>(static_cast<T*>(output.y) + to / 2) = make_uint2(pairs[0], pairs[1]);
+    }
 }

@@ -12,13 +12,14 @@
 //   written     the stage of round r + STAGES - 1, over that of r - 1; the sums of round r, over those of r - 2
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "gemm_stage.cuh"
 #include "matrix.cuh"
 
 template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> struct ThinShared {
-    static constexpr int features = 16 * WARPS, parts = SPLIT > 1 ? SPLIT : TOKENS == 64 ? 1 : 2;  // chunks of a round
+    static constexpr int features = 16 * WARPS, parts = SPLIT > 1 ? SPLIT : TOKENS > 32 ? 1 : 2;  // chunks of a round
     static constexpr int sums = STAGE_K / Order<T>::chunk, own = TOKENS / 2 / SPLIT;  // of a warp and round; numbers of a lane
     struct alignas(128) Part {
         unsigned char tokens[STAGE_K / SWIZZLE_K][TOKENS * 2 * SWIZZLE_K];  // as wgmma.cuh has them
@@ -37,8 +38,9 @@ template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> struct ThinShar
     }
 };
 
+// One tile of up to TOKENS rows.
 template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
-__device__ inline void multiply_thin(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Rows& rows) {
+__device__ inline void multiply_thin_tile(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile) {
     using Shared = ThinShared<T, TOKENS, WARPS, SPLIT, STAGES>;
     using Part = typename Shared::Part;
     using Own = typename Shared::Own;
@@ -51,8 +53,6 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
     const int thread = threadIdx.x, lane = thread % WARP, g = lane / 4, t = lane % 4;
     const int warp = shuffle(thread / WARP, 0), mine = warp % WARPS, share = warp / WARPS, row = 16 * mine + g;
     const int n0 = blockIdx.x * features, N = output.N, K = weights.K, blocks = K / MX_BLOCK;
-    Tile tile;
-    if (!locate(tile, rows, TOKENS)) return;
     const int live = min(tile.count - tile.first, TOKENS), features_live = min(N - n0, features);
     const long long first_row = static_cast<long long>(tile.problem) * N + n0;
     const int chunks = (K + STAGE_K - 1) / STAGE_K, rounds = (chunks + PARTS - 1) / PARTS;
@@ -259,8 +259,29 @@ __device__ inline void multiply_thin(const Output<T>& output, const T* __restric
         results[(e / 4 * 8 + 2 * t + e % 2) * pitch + row + e % 4 / 2 * 8] = total[i];
     }
     __syncthreads();
-    for (int i = thread; i < live * (features / 8); i += THREADS) {
-        const int m = i / (features / 8), n = i % (features / 8) * 8;
-        write_eight(output, tile, m, n0 + n, results + m * pitch + n);
+    write_rows<features, THREADS>(output, tile, n0, live, results, pitch, thread, [&](int m) { return tile.y_row(m); });
+}
+
+// A tile that is not full takes no more columns than it needs: of TOKENS rows, the next fewer; 0: there are none.
+template <int TOKENS, int SPLIT> constexpr int THIN_FEWER = SPLIT > 1 ? 0 : TOKENS == 64 ? 40 : TOKENS - 8;
+
+template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> constexpr std::size_t thin_shared() {
+    constexpr std::size_t own = ThinShared<T, TOKENS, WARPS, SPLIT, STAGES>::size;
+    if constexpr (THIN_FEWER<TOKENS, SPLIT> == 0) return own;
+    else return std::max(own, thin_shared<T, THIN_FEWER<TOKENS, SPLIT>, WARPS, SPLIT, STAGES>());
+}
+
+template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
+__device__ inline void multiply_thin_rows(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile) {
+    constexpr int FEWER = THIN_FEWER<TOKENS, SPLIT>;
+    if constexpr (FEWER > 0) {
+        if (tile.count - tile.first <= FEWER) return multiply_thin_rows<T, FEWER, WARPS, SPLIT, STAGES>(output, x, weights, tile);
     }
+    multiply_thin_tile<T, TOKENS, WARPS, SPLIT, STAGES>(output, x, weights, tile);
+}
+
+template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
+__device__ inline void multiply_thin(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Rows& rows) {
+    Tile tile;
+    if (locate(tile, rows, TOKENS)) multiply_thin_rows<T, TOKENS, WARPS, SPLIT, STAGES>(output, x, weights, tile);
 }

@@ -76,6 +76,8 @@ __device__ inline void multiply_tile(const Output<T>& output, const T* __restric
 #pragma unroll
         for (int j = 0; j < NT; ++j)
 #pragma unroll
-            for (int r = 0; r < 4; ++r)
-                output.write(tile, warp_m + 8 * j + 2 * t + r % 2, n0 + warp_n + 16 * i + g + 8 * (r / 2), total[i][j][r]);
+            for (int r = 0; r < 4; ++r) {
+                const int m = warp_m + 8 * j + 2 * t + r % 2, feature = n0 + warp_n + 16 * i + g + 8 * (r / 2);
+                if (tile.has(m) && feature < N) output.write(tile, tile.y_row(m), feature, total[i][j][r]);
+            }
 }

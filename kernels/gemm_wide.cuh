@@ -24,6 +24,7 @@ template <int MB, int TOKENS> struct WideShared {
     Stage<features, TOKENS> stages[WIDE_STAGES];
     uint4 scales[2][features];        // of 512 k each: what is at work, and what comes next
     uint4 token_rows[GROUP_THREADS];  // of loading threads, see Tokens
+    long long written[TOKENS];        // rows of y
     int extreme[2];                   // which 512 k, of those with an even and an odd number, had extreme scales last
 };
 
@@ -35,8 +36,9 @@ __device__ inline void add_chunks(float (&total)[NT][4], const float (&sum)[NT][
         for (int r = 0; r < 4; ++r) total[j][r] = join_chunk<T, !any_scale>(total[j][r], sum[j][r], scale[r / 2]);
 }
 
+// One tile of up to TOKENS rows.
 template <class T, int MB, int TOKENS>
-__device__ inline void multiply_wide(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Rows& rows) {
+__device__ inline void multiply_wide_tile(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile) {
     using Shared = WideShared<MB, TOKENS>;
     constexpr int NT = TOKENS / 8, features = Shared::features, blocks = STAGE_K / MX_BLOCK;
     constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK;
@@ -45,10 +47,8 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
     constexpr int registers = (MB + 1 + scaled_blocks) * 4 * NT > 160 ? 224 : 200, ahead = registers == 200 ? 2 : 1;
     SHARED_ARENA(arena, sizeof(Shared));
     Shared& shared = *reinterpret_cast<Shared*>(arena);
-    const int thread = threadIdx.x, group = thread / GROUP_THREADS;
+    const int thread = opaque(threadIdx.x), group = thread / GROUP_THREADS;
     const int n0 = blockIdx.x * features, N = output.N, K = weights.K;
-    Tile tile;
-    if (!locate(tile, rows, TOKENS)) return;
     const int live = min(tile.count - tile.first, TOKENS), features_live = min(N - n0, features);
     const long long first_row = static_cast<long long>(tile.problem) * N + n0;
     if (thread < 2) shared.extreme[thread] = -1;
@@ -120,6 +120,7 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
         __syncthreads();
     } else {
         keep_registers<registers>();
+        if (thread < live) shared.written[thread] = tile.y_row(thread);
         const int lane = thread % 32, g = lane / 4, t = lane % 4;
         const int first_feature = group * MB * GROUP_ROWS + thread % GROUP_THREADS / 32 * 16 + g;
         const int meets = 2 * group;  // in which block of a stage: the other's pause for additions lies half a chunk away
@@ -212,9 +213,23 @@ __device__ inline void multiply_wide(const Output<T>& output, const T* __restric
                 for (int r = 0; r < 4; ++r)
                     results[(8 * j + 2 * t + r % 2) * pitch + first_feature + mb * GROUP_ROWS + 8 * (r / 2)] = total[mb][j][r];
         __syncthreads();
-        for (int i = thread; i < live * (features / 8); i += WIDE_GROUPS * GROUP_THREADS) {
-            const int m = i / (features / 8), n = i % (features / 8) * 8;
-            write_eight(output, tile, m, n0 + n, results + m * pitch + n);
-        }
+        write_rows<features, WIDE_GROUPS * GROUP_THREADS>(output, tile, n0, live, results, pitch, thread,
+                                                          [&](int m) { return shared.written[m]; });
     }
+}
+
+// A tile that is not full takes no more columns than it needs, in steps.
+template <class T, int MB, int TOKENS>
+__device__ inline void multiply_wide_rows(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile) {
+    constexpr int FEWER = TOKENS - 32;
+    if constexpr (FEWER > 0) {
+        if (tile.count - tile.first <= FEWER) return multiply_wide_rows<T, MB, FEWER>(output, x, weights, tile);
+    }
+    multiply_wide_tile<T, MB, TOKENS>(output, x, weights, tile);
+}
+
+template <class T, int MB, int TOKENS>
+__device__ inline void multiply_wide(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Rows& rows) {
+    Tile tile;
+    if (locate(tile, rows, TOKENS)) multiply_wide_rows<T, MB, TOKENS>(output, x, weights, tile);
 }

@@ -15,6 +15,7 @@
 // Everything about a token depends on that token alone, and offsets and entries on nothing but ids.
 #include "convert.cuh"
 #include "math.cuh"
+#include "stream.cuh"
 #include "warp.cuh"
 
 // ---------------------------------------------------------------------------------------------- choice of experts
@@ -70,41 +71,42 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP)
 
 // ---------------------------------------------------------------------------------------------- entries by expert
 
-constexpr int GROUP_THREADS = 128;
+constexpr int GROUP_THREADS = 256;
 
-// The sum of `value` over the threads before this one. `scratch` is shared memory for a number a warp, which may not be
-// used again after the call without a barrier.
-__device__ inline int sum_before(int value, int* scratch) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int sum = value;
-#pragma unroll
-    for (int distance = 1; distance < WARP; distance *= 2) {
-        const int other = shuffle(sum, lane - distance);
-        if (lane >= distance) sum += other;
-    }
-    if (lane == WARP - 1) scratch[warp] = sum;
-    __syncthreads();
-    for (int w = 0; w < warp; ++w) sum += scratch[w];
-    return sum - value;
-}
-
-// A block an expert: it counts the entries of smaller experts and compacts its own. A thread has a run of
-// consecutive entries, so the order is ascending.
+// A block an expert: it counts the entries of smaller experts and compacts its own. A warp has a run of consecutive
+// entries, 32 at a time and a lane each, so the order is ascending.
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
     moe_group(int* offsets, int* entries, const int* ids, int count) {
-    __shared__ int scratch[GROUP_THREADS / WARP];
-    const int expert = blockIdx.x, run = (count + GROUP_THREADS - 1) / GROUP_THREADS;
-    const int first = min(static_cast<int>(threadIdx.x) * run, count), end = min(first + run, count);
+    constexpr int WARPS = GROUP_THREADS / WARP, READ = 4;
+    __shared__ int scratch[WARPS];
+    const int expert = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int run = (count + GROUP_THREADS - 1) / GROUP_THREADS * WARP;
+    const int first = min(warp * run, count), end = min(first + run, count);
+    const auto id_at = [&](int entry) { return entry < end ? ids[entry] : 0x7fffffff; };
     int smaller = 0, own = 0;
-    for (int entry = first; entry < end; ++entry) {
-        smaller += ids[entry] < expert;
-        own += ids[entry] == expert;
+    for (int begin = first; begin < end; begin += READ * WARP) {
+        int some[READ];
+#pragma unroll
+        for (int i = 0; i < READ; ++i) some[i] = id_at(begin + i * WARP + lane);
+#pragma unroll
+        for (int i = 0; i < READ; ++i) {
+            smaller += some[i] < expert;
+            own += some[i] == expert;
+        }
     }
     const int offset = block_reduce<GROUP_THREADS>(smaller, Sum(), scratch);
+    own = warp_reduce(own, Sum());
     __syncthreads();  // scratch has been read
-    int at = offset + sum_before(own, scratch);
-    for (int entry = first; entry < end; ++entry)
-        if (ids[entry] == expert) entries[at++] = entry;
+    if (lane == 0) scratch[warp] = own;
+    __syncthreads();
+    int at = offset;
+    for (int w = 0; w < warp; ++w) at += scratch[w];
+    if (own > 0)
+        for (int begin = first; begin < end; begin += WARP) {
+            const std::uint32_t mine = vote(id_at(begin + lane) == expert);
+            if (mine >> lane & 1) entries[at + __popc(mine & ((1u << lane) - 1))] = begin + lane;
+            at += __popc(mine);
+        }
     if (threadIdx.x == 0) offsets[expert] = offset;
     if (threadIdx.x == 0 && expert + 1 == static_cast<int>(gridDim.x)) offsets[expert + 1] = count;
 }
@@ -113,29 +115,30 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
 
 constexpr int COMBINE_THREADS = 256, COMBINE_WIDTH = 4;  // consecutive features of a thread
 
+// A token a row of blocks.
 template <class T>
-__device__ inline void combine(T* y, const float* down, const float* weights, long long groups, int k, int H) {
-    const long long group = static_cast<long long>(blockIdx.x) * COMBINE_THREADS + threadIdx.x;
-    if (group >= groups) return;
-    const long long token = group * COMBINE_WIDTH / H, feature = group * COMBINE_WIDTH % H;
+__device__ inline void combine(T* y, const float* down, const float* weights, int k, int H) {
+    const long long token = blockIdx.x;
+    const int feature = (blockIdx.y * COMBINE_THREADS + threadIdx.x) * COMBINE_WIDTH;
+    if (feature >= H) return;
     float total[COMBINE_WIDTH] = {};
+#pragma unroll 4
     for (int slot = 0; slot < k; ++slot) {
         const long long entry = token * k + slot;
         const float weight = weights[entry];
-        const float4 four = *reinterpret_cast<const float4*>(down + entry * H + feature);
+        const float4 four = read_once(reinterpret_cast<const float4*>(down + entry * H + feature));
         const float terms[COMBINE_WIDTH] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int i = 0; i < COMBINE_WIDTH; ++i) total[i] = __fadd_rn(total[i], __fmul_rn(weight, terms[i]));
     }
-#pragma unroll
-    for (int i = 0; i < COMBINE_WIDTH; ++i) narrow(y + token * H + feature + i, total[i]);
+    *reinterpret_cast<uint2*>(y + token * H + feature) = make_uint2(pack<T>(total[0], total[1]), pack<T>(total[2], total[3]));
 }
 
 extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
-    moe_combine_bf16(__nv_bfloat16* y, const float* down, const float* weights, long long groups, int k, int H) {
-    combine(y, down, weights, groups, k, H);
+    moe_combine_bf16(__nv_bfloat16* y, const float* down, const float* weights, int k, int H) {
+    combine(y, down, weights, k, H);
 }
 extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
-    moe_combine_fp16(__half* y, const float* down, const float* weights, long long groups, int k, int H) {
-    combine(y, down, weights, groups, k, H);
+    moe_combine_fp16(__half* y, const float* down, const float* weights, int k, int H) {
+    combine(y, down, weights, k, H);
 }

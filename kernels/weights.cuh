@@ -4,17 +4,6 @@
 #include "convert.cuh"
 #include "math.cuh"
 
-// Two values rounded to T, the first in the low half.
-template <class T> __device__ inline std::uint32_t pack(float first, float second);
-template <> __device__ inline std::uint32_t pack<__nv_bfloat16>(float first, float second) {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
-    return *reinterpret_cast<const std::uint32_t*>(&both);
-}
-template <> __device__ inline std::uint32_t pack<__half>(float first, float second) {
-    const __half2 both = __floats2half2_rn(first, second);
-    return *reinterpret_cast<const std::uint32_t*>(&both);
-}
-
 // The weight of a key whose score lies z powers of 2 above its row's base: FACTOR 2^z, 0 below 2^-126, to be rounded to T.
 // z is NaN or a multiple of 2^-12 up to 1. None of these numbers comes nearer to one where the rounding to T changes than
 // 3.3e-7 of itself (6.6e-7 for bfloat16). So the approximate unit, off by 2^-22 at most, and a product's rounding give the

@@ -24,6 +24,10 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
 #define D32                                                                                                       \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+#define D48                                                                                                       \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
+    "%44, %45, %46, %47}, "
 #define D64                                                                                                       \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "  \
@@ -46,6 +50,13 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
                  "{%32, %33, %34, %35}, %36, add, 1, 1, " across "; }"                                                     \
                  : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
+#define WGMMA_96(type)                                                                                            \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %53, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n96k16.f32." type "." type " " D48                              \
+                 "{%48, %49, %50, %51}, %52, add, 1, 1, 0; }"                                                     \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),      \
+                   FOUR(10), FOUR(11)                                                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 #define WGMMA_128(type, across)                                                                                           \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %69, 0;\n"                                                   \
@@ -81,6 +92,12 @@ __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std:
 }
 __device__ inline void wgmma(float (&d)[8][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
     WGMMA_64("f16", "0");
+}
+__device__ inline void wgmma(float (&d)[12][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_96("bf16");
+}
+__device__ inline void wgmma(float (&d)[12][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
+    WGMMA_96("f16");
 }
 __device__ inline void wgmma(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __nv_bfloat16) {
     WGMMA_128("bf16", "0");

@@ -77,29 +77,55 @@ def test_all_kernels_have_the_same_bits(device, monkeypatch, dtype, M, N, K, sca
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_rows_of_experts_have_the_same_bits(device, monkeypatch, dtype):
-    """Counts 0, 1, a full tile and one more; an entry reads row e / fan of x and writes row e of y."""
-    counts, N, K, fan = (0, 1, 64, 65, 20), 72, 160, 2
+@pytest.mark.parametrize("gated", [None, (1.702, 7.0)])
+def test_rows_of_experts_have_the_same_bits(device, monkeypatch, dtype, gated):
+    """Counts 0, 1, a full tile, one more and those between; an entry reads row e / fan of x and writes row e of y."""
+    counts, N, K, fan = (0, 1, 64, 65, 20, 100, 33, 12, 31), 72, 160, 2
     x, weight = data(sum(counts) // fan, N * len(counts), K, dtype)
     codes, scales = (part.view(len(counts), N, -1) for part in weight)
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int()
     offsets = torch.tensor([0, *counts]).cumsum(0).int()
     x, codes, scales, order, offsets = map(device.upload, (x, codes, scales, order, offsets))
 
-    def call():
-        y = device.upload(torch.zeros(sum(counts), N, dtype=torch.float32))
+    def call(gated):
+        kind = torch.float32 if gated is None else TYPES[dtype]
+        y = device.upload(torch.zeros(sum(counts), N // 2 if gated else N, dtype=kind))
         gemms.multiply(
             device, y, x, (codes, scales), None, problems=len(counts), M=0, x_step=0, rows=sum(counts),
-            offsets=offsets, entries=order, fan=fan,
+            offsets=offsets, entries=order, fan=fan, gated=gated,
         )  # fmt: skip
         return y
 
-    seen = [by(plan, monkeypatch, device, call) for plan in plans(dtype, device)]
+    able = [plan for plan in plans(dtype, device) if gated is None or plan.source in dispatch.GATED]
+    seen = [by(plan, monkeypatch, device, lambda: call(gated)) for plan in able]
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+    if gated:
+        products = by(able[0], monkeypatch, device, lambda: call(None)).view(torch.float32)
+        alone = functional.swiglu(
+            device.upload(products.to(TYPES[dtype])), alpha=gated[0], limit=gated[1], device=device
+        )
+        assert torch.equal(seen[0], bits(alone, device))
+        return
     alone = functional.gemm(
-        x[order[-1] // fan][None], Quantized(codes[4], scales[4]), out_dtype=torch.float32, device=device
+        x[order[-1] // fan][None], Quantized(codes[-1], scales[-1]), out_dtype=torch.float32, device=device
     )
     assert torch.equal(seen[0][order[-1].item()], bits(alone[0], device))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("M", "N", "K"), [(70, 33, 160), (1, 5, 32), (33, 72, 608)])
+def test_all_kernels_of_16_bit_weights_have_the_same_bits(device, dtype, M, N, K):
+    draw = torch.Generator().manual_seed(M)
+    x, w = (device.upload(torch.randn(rows, K, generator=draw).to(TYPES[dtype])) for rows in (M, N))
+    bias = device.upload(torch.randn(N, generator=draw))
+    scales = torch.randint(0, 253, (N, K // 32), generator=draw, dtype=torch.uint8)
+    for given in (None, device.upload(scales)) if dtype == "fp16" else (None,):
+        seen = [
+            bits(gemms.dense(x, w, bias, scales=given, out_dtype=torch.float32, path=plan.path, device=device), device)
+            for plan in dispatch.plans("dense", dtype, device.device_class)
+        ]
+        assert len(seen) == 3
+        assert all(torch.equal(seen[0], other) for other in seen[1:])
 
 
 def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatch):
@@ -168,7 +194,8 @@ def test_choices_know_problems_columns_devices_and_modes():
     assert choose(Problem("gemm", "fp16", 576, 512), "host").path == "wide_128x128"
     assert choose(Problem("gemm", "bf16", 576, 17), "host").path == "wide_128x128"
     assert choose(Problem("gemm", "bf16", 4096, 16), "host").path == "thin_32x16"
-    assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").path == "tile"
+    assert choose(Problem("dense", "bf16", 4096, 2048), "sm_90").path == "narrow"
+    assert choose(Problem("dense", "bf16", 4096, 2048), "host").path == "tile"
     assert choose(Problem("dense", "bf16", 32, 256, K=2880), "sm_90").path == "small"
 
 

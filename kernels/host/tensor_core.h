@@ -139,7 +139,7 @@ inline float step(float c, const float* a, const float* b, int b_stride, int sma
 
 // One side of a step: `lines` rows of A or columns of B.
 template <int lines> struct Side {
-    static constexpr int group = lines < 16 ? lines : 16;  // that are computed with together
+    static constexpr int group = lines % 16 == 0 ? 16 : 8;  // that are computed with together
     alignas(64) std::uint32_t pairs[8][lines];         // of elements that follow one another along k
     alignas(64) double wide[16][lines];                // the elements
     // Of the line's elements other than zero: the largest exponent, and one of which every element is a multiple. Of

@@ -226,8 +226,9 @@ def test_flush_to_zero_on_the_callers_thread_does_not_reach_kernels(cpu):
 def test_an_edited_text_is_compiled_quickly_to_the_same_bits_and_files_without_it_not_again():
     edited = shipped().replaced("mma.cuh", "#pragma once\n", "#pragma once\nconstexpr int added = 0;\n")
     assert edited.included("gemm.cu") == {
-        *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_tile.cuh", "convert.cuh", "mma.cuh", "mxfp4.cuh", "warp.cuh"),
-        *("stream.cuh", "host/tensor_core.h", "host/vector.h"),
+        *("gemm.cu", "gemm.cuh", "gemm_few.cuh", "gemm_narrow.cuh", "gemm_tile.cuh", "async.cuh", "convert.cuh"),
+        *("matrix.cuh", "mma.cuh", "mxfp4.cuh", "warp.cuh", "stream.cuh"),
+        *("host/async.h", "host/tensor_core.h", "host/vector.h"),
     }
     assert host.compile_library(edited, "norm.cu", fast=False) == host.compile_library(shipped(), "norm.cu", fast=False)
     assert host.compile_library(edited, "gemm.cu", fast=False) != host.compile_library(shipped(), "gemm.cu", fast=False)
@@ -260,6 +261,7 @@ def test_no_kernel_asks_for_an_architecture_and_few_files_hold_its_instructions(
     texts = {path: text for path, text in shipped().files if not path.startswith("host/")}
     assert [path for path, text in texts.items() if "_CUDA_ARCH" in text] == ["wgmma.cuh"]  # with a way out elsewhere
     assert [path for path, text in texts.items() if "asm" in text] == [
+        "activation.cuh",
         "async.cuh",
         "attention.cuh",
         "gemm_stage.cuh",

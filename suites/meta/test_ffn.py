@@ -131,3 +131,18 @@ def test_swiglu_reads_both_arrangements_the_same():
     halves = torch.cat((X[:, 0::2], X[:, 1::2]), 1)
     assert torch.equal(functional.swiglu(halves, interleaved=False), functional.swiglu(X))
     assert not torch.equal(functional.swiglu(halves), functional.swiglu(X))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("alpha", "limit"), [(1.702, 7.0), (1.0, 0.75), (-3.0, 1e30)])
+def test_swiglu_of_16_bits_is_that_of_float32_rounded(device, kind, alpha, limit):
+    """Every gate there is. A GPU decides from approximations where they are enough, of float32 never."""
+    gates = torch.arange(1 << 16).to(torch.int32).to(torch.uint16).view(kind)
+    ups = torch.tensor([-8.0, -1.0, -0.9961, -0.3301, 0.0, 1e-3, 0.7148, 2.359, 5.281, 7.0, 1e4, float("inf")]).to(kind)
+    x = torch.stack(torch.broadcast_tensors(gates, ups[:, None]), -1).reshape(len(ups), -1)
+    both = [
+        functional.swiglu(device.upload(given), alpha=alpha, limit=limit, device=device).to(kind).cpu()
+        for given in (x, x.float())
+    ]
+    same = (both[0].view(torch.int16) == both[1].view(torch.int16)) | both[0].isnan() & both[1].isnan()
+    assert bool(same.all())

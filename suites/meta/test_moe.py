@@ -7,6 +7,8 @@ import torch
 from mxharness.errors import UserError
 from mxharness.execution import Fenced
 from mxharness.functional import moe_forward, moe_router
+from mxharness.functional.common import ACTIVATIONS
+from mxharness.functional.dispatch import GATED, Problem, choose
 from mxharness.functional.moe import group, moe_stages
 from mxharness.mxfp4 import Quantized, quantize
 from mxharness.ops import find
@@ -134,3 +136,29 @@ def test_public_functions_return_the_stages_that_are_judged(device):
     router = moe_router(given["x"], given["router_weight"], given["router_bias"])
     assert all(torch.equal(*pair) for pair in zip(router, list(stages.values())[:3], strict=True))
     assert (stages["weights"].sum(-1) - 1).abs().max() < 2**-22
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("T", [1, 12, 150, 700])
+def test_the_layer_has_the_bits_of_its_stages(device, dtype, T):
+    """The product that goes into SwiGLU is not written where its kernel can take it."""
+    given = moved(arguments(T, E=3, H=96, I=64, dtype=dtype), device)
+    launches, results = [], []
+    for forward in (moe_forward, moe_stages):
+        fenced = Fenced(device)
+        results.append(forward(**given, k=2, device=fenced))
+        launches.append(fenced.launches)
+        assert fenced.violations() == []
+    y, stages = results
+    assert torch.equal(y.view(torch.int16), stages["y"].view(torch.int16))
+    assert stages["gate_up"].shape == (T, 2, 128)
+    kind = ACTIVATIONS[dtype]
+    chosen = choose(Problem("gemm", kind, 128, 2 * T, 3, routed=True, K=96), device.device_class)
+    assert launches[0] == launches[1] - (chosen.source in GATED)
+
+
+@pytest.mark.parametrize("T", [1, 16, 256, 2048])
+@pytest.mark.parametrize("experts", [32, 128])
+def test_layers_of_gpt_oss_do_not_write_what_goes_into_swiglu(experts, T):
+    problem = Problem("gemm", "bf16", 5760, 4 * T, experts, routed=True, K=2880)
+    assert choose(problem, "sm_90").source in GATED

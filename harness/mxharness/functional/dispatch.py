@@ -47,6 +47,11 @@ class Plan:
         """The kernel's name without its weights' and its activations' kinds."""
         return self.kernel.split("_", 1)[1].rpartition("_")[0]
 
+    @property
+    def least(self) -> float:
+        """Of a full tile's time, what one with few rows takes, about, by kernels that leave out columns."""
+        return 0.8 if self.path.startswith(("wide", "thin_64")) else 1
+
 
 MULTIPROCESSORS = 132
 """Of an H100: blocks are shared out among so many. Another number elsewhere costs time alone."""
@@ -54,7 +59,7 @@ SPLIT_K = 128
 """Up to so many columns, which are one chunk of K, Hopper's kernel that shares K out has nothing to share."""
 FEW_ROWS = 16
 """From one more on the host device takes HOST_TILE."""
-HOST_TILE = (128, 128)
+HOST_TILE = {"gemm": (128, 128), "dense": (64, 64)}
 """Features and rows: (128, 64) takes half as long again on a core, (64, 32) three times."""
 _MOST_TILES = 65_535
 """Of a grid's second and third size, CUDA's limit."""
@@ -62,6 +67,9 @@ WGMMA = ("host", "sm_90")
 """Device classes whose kernels for many rows use Hopper's warpgroup instructions."""
 LARGE_SHARED = ("host", "sm_80", "sm_90")
 """Device classes with more than 99 KB of shared memory for a block."""
+
+GATED = ("gemm_thin.cu", "gemm_wide.cu")
+"""Files of kernels that can take the SwiGLU of their results before they write them."""
 
 Tiles = tuple[tuple[str, int, int, int, dict[str, Cost]], ...]
 _FEW: Tiles = (
@@ -88,6 +96,13 @@ _SPLIT: Tiles = (
 )
 _DENSE: Tiles = (
     ("dense_small", 16, 8, 256, {"bf16": Cost(3.1, -1.4, 6.8), "fp16": Cost(3.1, -1.4, 6.8)}),
+    (
+        "dense_narrow",
+        32,
+        32,
+        128,
+        {"bf16": Cost(2.0, 12.85, 4.1, uneven=0.8), "fp16": Cost(2.0, 12.85, 4.4, uneven=0.9)},
+    ),
     ("dense_tile", 64, 64, 128, {"bf16": Cost(3.0, 72, 31), "fp16": Cost(3.0, 72, 31)}),
 )
 """A kernel's path, a block's features, rows and threads, and what it costs. Fitted to 2880 to 50272 features of one
@@ -134,8 +149,8 @@ def choose(problem: Problem, device_class: str) -> Plan:
     found = plans(problem.kind, problem.dtype, device_class)
     if problem.K <= SPLIT_K:
         found = [plan for plan in found if "split" not in plan.kernel]
-    if device_class == "host" and problem.rows_each > FEW_ROWS and problem.kind == "gemm":
-        found = [plan for plan in found if (plan.features, plan.rows) == HOST_TILE]
+    if device_class == "host" and problem.rows_each > FEW_ROWS:
+        found = [plan for plan in found if (plan.features, plan.rows) == HOST_TILE[problem.kind]]
     possible = [plan for plan in found if max(problem.grid(plan)[1:]) <= _MOST_TILES]
     return min(possible or found[:1], key=lambda plan: microseconds(problem, plan))
 
@@ -167,10 +182,12 @@ def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
 def microseconds(problem: Problem, plan: Plan) -> float:
     """What `plan` would take for `problem` on an H100."""
     cost, full, problems = plan.cost, problem.rows_each, problem.problems
+    tiles: float = ceil(full / plan.rows)
     if problem.routed:  # problems differ, and the larger count
         full, problems = full * 4 / 3, min(problems, problem.rows)
-    tiles = ceil(full / plan.rows) * problems
-    blocks = ceil(ceil(problem.N / plan.features) * tiles / MULTIPROCESSORS)
+        whole, left = divmod(full, plan.rows)
+        tiles = whole + (plan.least + (1 - plan.least) * left / plan.rows if left else 0)
+    blocks = ceil(ceil(problem.N / plan.features) * tiles * problems / MULTIPROCESSORS)
     each = cost.each + cost.row * (min(full, plan.rows) - 1)
     columns = problem.K / 4096 * (cost.uneven if problem.K % 512 else 1)
     return cost.launch + columns * (cost.alone + each * blocks)

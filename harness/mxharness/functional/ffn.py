@@ -30,7 +30,7 @@ GELU = {"gelu": 0, "gelu_tanh": 1}
 """Activations of an ungated layer, and what ffn.cu calls them."""
 NORMS = ("rms", "layer")
 _SWIGLU = {torch.float32: "fp32", **ACTIVATIONS}
-_THREADS = 256
+_THREADS, _SWIGLU_WIDTH = 256, 4
 
 
 def ffn_forward(
@@ -134,6 +134,7 @@ def swiglu(
         int(bool(interleaved)),
         single(alpha, "alpha"),
         single(limit, "limit"),
+        width=_SWIGLU_WIDTH,
     )
     return y
 
@@ -250,8 +251,10 @@ def hidden_layer(
     return made
 
 
-def _each(device: Device, kernel: str, y: torch.Tensor, inputs: tuple[torch.Tensor, ...], *rest: float) -> None:
-    """One thread for every element of y; the only place that knows ffn.cu's grid and argument order."""
+def _each(
+    device: Device, kernel: str, y: torch.Tensor, inputs: tuple[torch.Tensor, ...], *rest: float, width: int = 1
+) -> None:
+    """One thread for every `width` elements of y; the only place that knows ffn.cu's grid and argument order."""
     count = y.numel()
-    grid, block = (-(-count // _THREADS),), (_THREADS,)
+    grid, block = (-(-count // (_THREADS * width)),), (_THREADS,)
     device.launch("ffn.cu", kernel, grid, block, y, *inputs, np.int64(count), *rest)

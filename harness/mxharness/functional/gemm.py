@@ -25,6 +25,9 @@ from mxharness.functional.dispatch import Problem, choose, named
 from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
 
+_SAME, _FLOAT32, _SWIGLU = range(3)
+"""What y is: gemm.cuh's Form."""
+
 
 def gemm(
     x: torch.Tensor,
@@ -226,19 +229,23 @@ def multiply(
     entries: torch.Tensor | None = None,
     fan: int = 1,
     path: str = "",
+    gated: tuple[float, float] | None = None,
 ) -> None:
     """Launch a GEMM's kernel on checked tensors; the only place that knows their argument order.
 
     weight: codes (.., N, K/2) uint8 and scales, or a dense operand (.., N, K) and scales or None. rows: of the largest
     problem, or, with offsets (problems + 1) and entries int32, of all problems together: entry e reads x's row
-    e / fan and writes y's row e. path: of dispatch.named, if it is not to be chosen.
+    e / fan and writes y's row e. path: of dispatch.named, if it is not to be chosen. gated: alpha and limit,
+    where y (.., N / 2) is to be the SwiGLU of neighbouring features, rounded to y's dtype before; N must be a multiple
+    of 8, y aligned and the kernel one of dispatch.GATED.
     """
     w, scales = weight
-    N, K = y.shape[-1], x.shape[-1]
+    K, form = x.shape[-1], _FLOAT32 if y.dtype == torch.float32 else _SAME if gated is None else _SWIGLU
+    N = y.shape[-1] * (2 if gated else 1)
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
     problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)
     plan = named(path, problem, device.device_class) if path else choose(problem, device.device_class)
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
-        y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, int(y.dtype == torch.float32),
+        y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, form, *(gated or (0.0, 0.0)),
     )  # fmt: skip

@@ -22,13 +22,14 @@ from mxharness.functional.common import (
     integer,
     single,
 )
+from mxharness.functional.dispatch import GATED, Problem, choose
 from mxharness.functional.ffn import swiglu
 from mxharness.functional.gemm import dense, multiply
 from mxharness.mxfp4 import BLOCK, Quantized
 
 MAX_EXPERTS, MAX_CHOSEN = 256, 8
 """Largest E and largest k."""
-_ROUTE_WARPS, _GROUP_THREADS, _COMBINE_THREADS, _COMBINE_WIDTH = 4, 128, 256, 4
+_ROUTE_WARPS, _GROUP_THREADS, _COMBINE_THREADS, _COMBINE_WIDTH = 4, 256, 256, 4
 
 
 def moe_router(
@@ -74,7 +75,7 @@ def moe_forward(
     """
     return moe_stages(
         x, router_weight, router_bias, gate_up, gate_up_bias, down, down_bias, k=k, alpha=alpha, limit=limit,
-        device=device,
+        device=device, fused=True,
     )["y"]  # fmt: skip
 
 
@@ -91,11 +92,13 @@ def moe_stages(
     alpha: float = 1.702,
     limit: float = 7.0,
     device: Device | None = None,
+    fused: bool = False,
 ) -> dict[str, torch.Tensor]:
     """What `moe_forward` computes on its way to y (T, H), stage by stage.
 
     logits (T, E) float32, ids (T, k) int32, weights (T, k) float32, gate_up (T, k, 2I) and h (T, k, I) of x's dtype,
-    down (T, k, H) float32. Slot s of a token belongs to expert ids[t, s].
+    down (T, k, H) float32. Slot s of a token belongs to expert ids[t, s]. fused: gate_up is left out where its kernel
+    makes h of it; all else has the same bits.
     """
     device = device_of(x, device, "x")
     k = integer(k, "k")
@@ -108,21 +111,28 @@ def moe_stages(
     T, H = x.shape
     E, I2 = gate_up_bias.shape
     logits, ids, weights = _route(device, x, router_weight, router_bias, k)
-    offsets, entries = group(device, ids, E)
+    routed = group(device, ids, E)
 
-    gated = device.empty((T, k, I2), x.dtype)
-    _multiply_routed(device, gated, x, gate_up, gate_up_bias, offsets, entries, fan=k)
-    h = swiglu(gated.view(T * k, I2), alpha=alpha, limit=limit, interleaved=True, device=device).view(T, k, I2 // 2)
+    made = {"logits": logits, "ids": ids, "weights": weights}
+    problem = Problem("gemm", ACTIVATIONS[x.dtype], I2, T * k, E, routed=True, K=H)
+    if fused and choose(problem, device.device_class).source in GATED:
+        h = device.empty((T, k, I2 // 2), x.dtype)
+        _multiply_routed(
+            device, h, x, gate_up, gate_up_bias, *routed, fan=k, gated=(single(alpha, "alpha"), single(limit, "limit"))
+        )
+    else:
+        made["gate_up"] = device.empty((T, k, I2), x.dtype)
+        _multiply_routed(device, made["gate_up"], x, gate_up, gate_up_bias, *routed, fan=k)
+        h = swiglu(made["gate_up"].view(T * k, I2), alpha=alpha, limit=limit, interleaved=True, device=device)
+        h = h.view(T, k, I2 // 2)
     returned = device.empty((T, k, H), torch.float32)
-    _multiply_routed(device, returned, h, down, down_bias, offsets, entries, fan=1)
+    _multiply_routed(device, returned, h, down, down_bias, *routed, fan=1)
 
     y = device.empty((T, H), x.dtype)
-    groups = T * H // _COMBINE_WIDTH
-    device.launch(
-        "moe.cu", f"moe_combine_{ACTIVATIONS[x.dtype]}", (-(-groups // _COMBINE_THREADS),), (_COMBINE_THREADS,),
-        y, returned, weights, np.int64(groups), k, H,
-    )  # fmt: skip
-    return {"logits": logits, "ids": ids, "weights": weights, "gate_up": gated, "h": h, "down": returned, "y": y}
+    grid = (T, -(-H // (_COMBINE_THREADS * _COMBINE_WIDTH)))
+    kernel = f"moe_combine_{ACTIVATIONS[x.dtype]}"
+    device.launch("moe.cu", kernel, grid, (_COMBINE_THREADS,), y, returned, weights, k, H)
+    return {**made, "h": h, "down": returned, "y": y}
 
 
 def group(device: Device, ids: torch.Tensor, E: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,11 +166,12 @@ def _multiply_routed(
     entries: torch.Tensor,
     *,
     fan: int,
+    gated: tuple[float, float] | None = None,
 ) -> None:
-    """Every entry's row of x, entry / fan, times its expert's weight, into the entry's row of y."""
+    """Every entry's row of x, entry / fan, times its expert's weight, to the entry's row of y; gated: of `multiply`."""
     multiply(
         device, y, x, weight, bias, problems=bias.shape[0], M=0, x_step=0, rows=len(entries), offsets=offsets,
-        entries=entries, fan=fan,
+        entries=entries, fan=fan, gated=gated,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ _GPT_OSS = (
         "at_most(gate, limit)",
         "at_least(at_most(gate, limit), -limit)",
     ),
-    ("swiglu-alpha-one", "the sigmoid's alpha is 1, not 1.702", "sigmoid32(__fmul_rn(alpha, g))", "sigmoid32(g)"),
+    ("swiglu-alpha-one", "the sigmoid's alpha is 1, not 1.702", "sigmoid(__fmul_rn(alpha, g))", "sigmoid(g)"),
     ("swiglu-plus-one-dropped", "up instead of up + 1", "__fmul_rn(__fadd_rn(u, 1.0f), glu)", "__fmul_rn(u, glu)"),
     ("swiglu-limit-hides-nan", "a NaN becomes the limit", "x > limit ? limit : x", "x < limit ? x : limit"),
 )
@@ -57,8 +57,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="up is taken first",
         change=KernelChange(
             "ffn.cu",
-            "swiglu_limited(widen(pair.gate), widen(pair.up), alpha, limit)",
-            "swiglu_limited(widen(pair.up), widen(pair.gate), alpha, limit)",
+            "gate[i] = widen(both.of[2 * i]), up[i] = widen(both.of[2 * i + 1]);",
+            "up[i] = widen(both.of[2 * i]), gate[i] = widen(both.of[2 * i + 1]);",
         ),
         op="swiglu",
         detector="bound",

@@ -100,8 +100,8 @@ FAULTS = (
         symptom="the last columns hold those of the start: the number of features is floored to whole tiles",
         change=KernelChange(
             "gemm.cuh",
-            "        const long long at = tile.y_row(m) * N + n;",
-            "        const long long at = tile.y_row(m) * N + (N >= 16 ? n % (N / 16 * 16) : n);",
+            "        const long long at = row * N + n;",
+            "        const long long at = row * N + (N >= 16 ? n % (N / 16 * 16) : n);",
         ),
         op="gemm",
         detector="bound",
@@ -125,8 +125,8 @@ FAULTS = (
         symptom="right at batch 1, wrong from batch 2 on: the result is written as (N, M)",
         change=KernelChange(
             "gemm.cuh",
-            "        const long long at = tile.y_row(m) * N + n;",
-            "        const long long at = static_cast<long long>(n) * tile.count + tile.first + m;",
+            "        const long long at = row * N + n;",
+            "        const long long at = static_cast<long long>(n) * tile.count + row;",
         ),
         op="gemm",
         detector="bound",

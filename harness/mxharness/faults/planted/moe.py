@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxharness.faults.planted.fault import Fault, FunctionChange, KernelChange
 
 _STAGES = "mxharness.functional.moe"
-_BIAS = "bias[static_cast<long long>(tile.problem) * N + n]"
+_BIAS = "bias + static_cast<long long>(tile.problem) * N"
 
 
 def _fault(
@@ -71,7 +71,7 @@ FAULTS = (
     _fault(
         "bias-of-the-first-expert",
         "right where all tokens go to expert 0: the others' biases are never read",
-        KernelChange("gemm.cuh", _BIAS, "bias[n]"),
+        KernelChange("gemm.cuh", _BIAS, "bias"),
         pattern="not in the products",
     ),
     _fault(
@@ -84,12 +84,12 @@ FAULTS = (
     _fault(
         "empty-expert-takes-a-tile",
         "right while every expert has a token: the last tiles of the others never run",
-        KernelChange("gemm.cuh", "tiles = (count + size - 1) / size;", "tiles = count / size + 1;"),
+        KernelChange("gemm.cuh", "return (count + size - 1) / size;", "return count / size + 1;"),
     ),
     _fault(
         "offset-past-the-expert's-own",
         "every expert works on the next one's entries",
-        KernelChange("moe.cu", "smaller += ids[entry] < expert;", "smaller += ids[entry] <= expert;"),
+        KernelChange("moe.cu", "smaller += some[i] < expert;", "smaller += some[i] <= expert;"),
         detector="memory",
     ),
     _fault(

@@ -21,7 +21,8 @@ template <class T>
 __device__ inline void multiply_narrow(const Output<T>& output, const T* __restrict__ x, const Dense<T>& weights, const Rows& rows) {
     constexpr int NT = 2, AT_ONCE = NARROW_THREADS / NARROW_PIECES, BLOCKS = NARROW_K / MX_BLOCK;
     constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK;
-    static_assert(scaled_blocks || Order<T>::chunk == NARROW_K);
+    constexpr int CHUNK_BLOCKS = Order<T>::chunk / MX_BLOCK;
+    static_assert(BLOCKS % CHUNK_BLOCKS == 0);
     __shared__ __align__(16) unsigned char stages[NARROW_STAGES][(NARROW_N + NARROW_M) * NARROW_PIECES * 16];
     const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP, g = lane / 4, t = lane % 4;
     const int n0 = blockIdx.x * NARROW_N, N = output.N, K = weights.K;
@@ -85,10 +86,10 @@ __device__ inline void multiply_narrow(const Output<T>& output, const T* __restr
                 for (int j = 0; j < NT; ++j) columns[j][0] = tokens[j][2 * half], columns[j][1] = tokens[j][2 * half + 1];
 #pragma unroll
                 for (int e = 0; e < 4 * NT; ++e)
-                    if (half == 0 && (scaled_blocks || block == 0)) sum[0][e / 4][e % 4] = 0;
+                    if (half == 0 && block % CHUNK_BLOCKS == 0) sum[0][e / 4][e % 4] = 0;
                 mma_step(Fragments<T, 1, NT>{sum, a[half], columns});
             }
-            if (!scaled_blocks && block + 1 < BLOCKS) continue;
+            if ((block + 1) % CHUNK_BLOCKS != 0) continue;
             float scales[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) scales[i] = weights.scale(first_row + min(n0 + warp_n + g + 8 * i, N - 1), k);

@@ -18,7 +18,7 @@
 //   deep     the same with 16 warps, where features are few
 //   narrow   many rows of "dense" with few features
 //   tile     many rows of "dense"
-// and for MXFP4 with these arguments gemm_thin.cu, up to 32 rows a block, and gemm_wide.cu, Hopper's for more.
+// and for MXFP4 with these arguments gemm_thin_*.cu, up to 32 rows a block, and gemm_wide_*.cu, Hopper's for more.
 #include "gemm_few.cuh"
 #include "gemm_narrow.cuh"
 #include "gemm_tile.cuh"

@@ -21,7 +21,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def plans(dtype, device):
     """All kernels for MXFP4 weights that this device has."""
     found = dispatch.plans("gemm", dtype, device.device_class)
-    there = {k for file in ("gemm.cu", "gemm_thin.cu", "gemm_wide.cu") for k in device.sources.kernels(file)}
+    there = {k for file in ("gemm.cu", *dispatch.GATED) for k in device.sources.kernels(file)}
     there = {kernel for kernel in there if kernel.startswith("gemm_") and dtype in kernel}
     assert {plan.kernel for plan in found} == there or device.device_class not in dispatch.WGMMA
     return found

@@ -14,6 +14,7 @@ from mxharness.execution import execute
 from mxharness.faults import detectors, mutation
 from mxharness.faults.mutants import OPERATORS, Mutant, generate, mask, sample
 from mxharness.faults.mutation import Tried, launches, reasons, run_mutants, score, try_change, units
+from mxharness.functional.dispatch import GATED
 from mxharness.ops import select
 from mxharness.sandbox import Lost
 
@@ -113,12 +114,12 @@ def test_a_sample_is_spread_and_repeats():
 def test_a_file_reaches_what_launches_from_it():
     assert shipped().included("moe.cu") == {"moe.cu", "convert.cuh", "math.cuh", "stream.cuh", "warp.cuh"}
     assert set(units(shipped(), "warp.cuh")) == {
-        *("attention.cu", "attention_many.cu", "attention_wide.cu", "gemm.cu", "gemm_thin.cu", "gemm_wide.cu"),
+        *("attention.cu", "attention_many.cu", "attention_wide.cu", "gemm.cu", *GATED),
         *("kv_cache.cu", "lm_head.cu", "moe.cu", "norm.cu", "quantize.cu"),
     }
-    assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", "gemm_thin.cu", "gemm_wide.cu", "ffn.cu"}
+    assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", *GATED, "ffn.cu"}
     assert launches("quantize", "host") == {"quantize.cu"}
-    assert launches("gemm", "host") == {"gemm.cu", "gemm_thin.cu", "gemm_wide.cu"}  # by cases that name a path
+    assert launches("gemm", "host") == {"gemm.cu", *GATED}  # by cases that name a path
 
 
 CODES = "const int count = min(COUNT, left);"

@@ -13,6 +13,7 @@ from mxharness.device import open_device
 from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.execution import execute
+from mxharness.functional.dispatch import GATED
 from mxharness.judge import digest, gates
 from mxharness.op import GATES, Case
 from mxharness.ops import OPS, find, select
@@ -35,7 +36,7 @@ def importers(name):
 
 def test_every_kernel_file_is_an_operator_and_every_operator_a_module():
     # For other numbers of rows, launched by the operators of attention.cu and gemm.cu.
-    also = {"attention_many.cu", "attention_wide.cu", "gemm_thin.cu", "gemm_wide.cu"}
+    also = {"attention_many.cu", "attention_wide.cu", *GATED}
     assert {op.source for op in OPS} | also == set(shipped().names())
     for op in OPS:
         assert f"ops/{op.family}.py" in modules()

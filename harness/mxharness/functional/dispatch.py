@@ -1,4 +1,4 @@
-"""Which kernel of gemm.cu, gemm_thin.cu and gemm_wide.cu multiplies, by shape and device: decided here alone.
+"""Which kernel of gemm.cu, gemm_thin_*.cu and gemm_wide_*.cu multiplies, by shape and device: decided here alone.
 
 All of them follow the canonical order of kernels/mma.cuh, so a choice costs or saves time and changes no bit: results
 do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes what an
@@ -68,7 +68,7 @@ WGMMA = ("host", "sm_90")
 LARGE_SHARED = ("host", "sm_80", "sm_90")
 """Device classes with more than 99 KB of shared memory for a block."""
 
-GATED = ("gemm_thin.cu", "gemm_wide.cu")
+GATED = tuple(f"gemm_{path}_{dtype}.cu" for path in ("thin", "wide") for dtype in ("bf16", "fp16"))
 """Files of kernels that can take the SwiGLU of their results before they write them."""
 
 Tiles = tuple[tuple[str, int, int, int, dict[str, Cost]], ...]
@@ -169,13 +169,13 @@ def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
     """The kernels that such a device has for weights of `kind` and activations of `dtype`, largest tile first."""
     if kind == "dense":
         return _plans("gemm.cu", _DENSE, dtype)
-    found = _plans("gemm_wide.cu", _WIDE + _SPLIT, dtype) if device_class in WGMMA else []
+    found = _plans(f"gemm_wide_{dtype}.cu", _WIDE + _SPLIT, dtype) if device_class in WGMMA else []
     thin = (
         _THIN
         + (_THIN_TOGETHER if device_class in WGMMA else ())
         + (_THIN_SPLIT if device_class in LARGE_SHARED else ())
     )
-    found += _plans("gemm_thin.cu", thin, dtype) + _plans("gemm.cu", _FEW, dtype)
+    found += _plans(f"gemm_thin_{dtype}.cu", thin, dtype) + _plans("gemm.cu", _FEW, dtype)
     return sorted(found, key=lambda plan: -plan.features * plan.rows)
 
 

@@ -130,16 +130,23 @@ def _integer_inputs(case: Case, T: int, E: int, H: int, width: int = 0) -> Tenso
 
 
 def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
-    """The function of the case's name, with all its stages."""
+    """The function of the case's name, with all its stages.
+
+    gate_up, which moe_forward need not write, is that of moe_stages; what comes after it is what moe_forward makes.
+    """
     x, w, bias, k = inputs["x"], inputs["router_weight"], inputs["router_bias"], chosen(case)
     if case.op == "moe_router":
         return dict(zip(("logits", "ids", "weights"), moe_router(x, w, bias, k, device=device), strict=True))
     gate_up, down = (mxfp4.Quantized(inputs[f"{name}_codes"], inputs[f"{name}_scales"]) for name in ("gate_up", "down"))
     alpha, limit = activation(case)
-    return moe_stages(
-        x, w, bias, gate_up, inputs["gate_up_bias"], down, inputs["down_bias"], k=k, alpha=alpha, limit=limit,
-        device=device,
+    stages, made = (
+        moe_stages(
+            x, w, bias, gate_up, inputs["gate_up_bias"], down, inputs["down_bias"], k=k, alpha=alpha, limit=limit,
+            device=device, fused=fused,
+        )
+        for fused in (False, True)
     )  # fmt: skip
+    return {"gate_up": stages["gate_up"], **made}
 
 
 def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:

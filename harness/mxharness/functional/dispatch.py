@@ -8,6 +8,7 @@ H100 takes for few rows, and one tile for more.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from mxharness.errors import UserError
@@ -144,6 +145,7 @@ class Problem:
         return grid
 
 
+@lru_cache(maxsize=4096)
 def choose(problem: Problem, device_class: str) -> Plan:
     """The kernel for `problem` on a device of this class ("host", "sm_90", ..): of equals the first of `plans`."""
     found = plans(problem.kind, problem.dtype, device_class)

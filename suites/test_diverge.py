@@ -9,6 +9,8 @@ import pytest
 import torch
 from mxharness import cli, diverge, faults, functional, launches, watched
 from mxharness.commands import perplexity as commands
+from mxharness.device import open_device
+from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.execution import Execution
 from mxharness.judge import judge
@@ -74,15 +76,61 @@ def test_watching_changes_no_bit(device):
     ],
 )
 def test_a_planted_fault_is_named(device, fault, name, role, words):
-    on = (
-        "host" if fault == "expert-index-off-by-one" else device.name
-    )  # reads past the experts: fatal to a GPU's context
-    with faults.planted(faults.select([fault])[0], on) as broken:
+    with faults.planted(faults.select([fault])[0], device.name) as broken:
         report = diverge.run(toy.checkpoint(toy.CONFIGS[name]), broken, IDS)
     assert not report.passed
     assert (report.first.place, report.first.role) == ("layer 0", role)
     assert words in report.first.outcome.message
     assert "paste into" not in report.first.outcome.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "role"),
+    [
+        ("lane] = id_of(mine);", "lane] = id_of(mine) + 1;", "route"),
+        ("lane] = id_of(mine);", "lane] = id_of(mine) - 1;", "route"),
+        ("at + __popc(mine & ((1u << lane) - 1))", "at", "group"),
+        ("= begin + lane;", "= begin;", "group"),
+        ("offsets[expert + 1] = count", "offsets[expert + 1] = count + 1", "group"),
+        ("offsets[expert] = offset", "offsets[expert] = expert == 0 ? 1 : offset", "group"),
+        ("offsets[expert] = offset", "offsets[expert] = expert == 2 ? count : offset", "group"),
+    ],
+)
+def test_a_run_ends_before_wrong_indices_are_followed(device, old, new, role):
+    """Or kernels would write over the harness's own memory."""
+    checkpoint = toy.checkpoint(toy.GPT_OSS)
+    report = diverge.run(checkpoint, open_device(device.name, sources=shipped().replaced("moe.cu", old, new)), IDS)
+    assert (report.first.role, report.steps[-1].role) == (role, role)
+    assert report.failure.startswith(f"layer 0, after {role}: the run ends here")
+    assert not report.passed
+
+
+def test_wrong_indices_that_lead_nowhere_else_are_followed(device):
+    kernels = shipped().replaced("moe.cu", "lane] = id_of(mine);", "lane] = (id_of(mine) + 1) % E;")
+    report = diverge.run(toy.checkpoint(toy.GPT_OSS), open_device(device.name, sources=kernels), IDS)
+    assert report.first.role == "route"
+    assert report.steps[-1].role == "head"
+    assert not report.failure
+
+
+@pytest.mark.parametrize("activations", ["fp16", "bf16"])
+def test_an_activation_within_its_product_is_judged(device, activations):
+    ids = (torch.arange(64) * 5 % 259).view(1, -1)
+    report = diverge.run(toy.checkpoint(toy.GPT_OSS), device, ids, activations)
+    assert report.passed
+    assert not any(step.outcome.refused for step in report.steps)
+    gated = [step for step in report.steps if step.role.startswith("gate_up") and step.outcome.op == "gated"]
+    gates = {"bound", "predicted"} if device.device_class in ("host", "sm_90") else {"bound"}
+    assert {step.outcome.gate for step in gated} == gates
+    assert {step.role for step in gated} == {f"gate_up, expert {e}" for e in range(4)}
+    assert "swiglu" not in {step.role for step in report.steps}
+
+
+def test_a_fault_of_an_activation_within_its_product_is_named(device):
+    with faults.planted(faults.select(["gate-and-up-swapped-in-the-product"])[0], device.name) as broken:
+        report = diverge.run(toy.checkpoint(toy.GPT_OSS), broken, (torch.arange(64) * 5 % 259).view(1, -1))
+    assert (report.first.place, report.first.role) == ("layer 0", "gate_up, expert 0")
+    assert report.first.outcome.op == "gated"
 
 
 @pytest.mark.parametrize("what", ["output.scales", "ffn_norm", "ffn.gate.codes"])

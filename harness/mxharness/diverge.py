@@ -20,7 +20,7 @@ from mxharness.errors import KernelFailure
 from mxharness.execution import Execution
 from mxharness.gate.defects import everything, quantised
 from mxharness.judge import gates, judge
-from mxharness.launches import Judgeable, judgeables
+from mxharness.launches import Judgeable, judgeables, leads_astray
 from mxharness.model import decoder, reference
 from mxharness.model.checkpoint import values
 from mxharness.op import Gate, Outcome
@@ -89,7 +89,7 @@ class Report:
     steps: tuple[Step, ...]
     growth: tuple[Growth, ...]
     failure: str = ""
-    """What a kernel failed with that did not end as it should; the run stops there."""
+    """What a kernel failed with that did not end as it should, or left wrong indices; the run stops there."""
 
     @property
     def first(self) -> Step | None:
@@ -138,7 +138,7 @@ class _Judging:
     place: str = "embedding"
 
     def see(self, launch: Launch, addresses: Mapping[str, int]) -> None:
-        """Judge a launch from the right weights."""
+        """Judge a launch from the right weights. KernelFailure where the run cannot go on from what it left."""
         wrong, given = [], dict(launch.given)
         names = []
         for parameter, address in addresses.items():
@@ -160,6 +160,8 @@ class _Judging:
                     self._judge(part, role, {"predicted"}, tuple(wrong))
         if role in ("ffn_norm", "final_norm"):
             self.states.append((self.place, launch.left["y"].float()))
+        if leads_astray(judged):
+            raise KernelFailure("the run ends here, since later kernels would read and write where its indices lead")
 
     def _judge(self, part: Judgeable, role: str, wanted: set[Gate], wrong: tuple[str, ...]) -> None:
         fact = facts.find(self.device.device_class)

@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from mxharness import functional, regimes
 from mxharness.errors import UserError
+from mxharness.functional.gemm import SWIGLU
 from mxharness.op import Case, Expected, Op, Tensors
 from mxharness.ops import activation_bits, activations, find
 from mxharness.ops.kv_cache_reference import appended, placed, rotated_bits
-from mxharness.ops.moe_reference import joined, routed
+from mxharness.ops.moe_reference import gated, gated_bits, joined, routed
 from mxharness.ops.norm import added, added_bits, norm
 from mxharness.watched import Launch
 
@@ -55,6 +57,18 @@ def judgeables(launch: Launch, products: int) -> list[Judgeable]:
     raise UserError(f"kernel {launch.kernel} has no reference inside a model; there are {', '.join(_READERS)}")
 
 
+def leads_astray(launch: Launch) -> bool:
+    """Whether a launch left indices by which later kernels would read or write outside their tensors."""
+    if launch.kernel.startswith("moe_route"):
+        ids = launch.left["ids"]
+        return bool(((ids < 0) | (ids >= launch.number("E"))).any())
+    if launch.kernel.startswith("moe_group"):
+        offsets, entries = launch.left["offsets"], launch.left["entries"]
+        each_once = torch.equal(entries.sort().values, torch.arange(len(entries), dtype=entries.dtype))
+        return not (each_once and offsets[0] == 0 and offsets[-1] == len(entries) and (offsets.diff() >= 0).all())
+    return False
+
+
 def _dtype(x: torch.Tensor) -> str:
     return next(name for name, dtype in regimes.DTYPES.items() if dtype == x.dtype)
 
@@ -86,7 +100,8 @@ def _experts(launch: Launch, products: int) -> list[Judgeable]:
         if len(mine):
             taken = mine[_some(len(mine), y.shape[1] * x.shape[1], products)]
             weight = {name: tensor[expert] for name, tensor in launch.tensors("codes", "scales", "bias").items()}
-            found.append(_product(x[taken // fan], weight, y[taken], f"expert {expert}", (len(taken), len(mine))))
+            made = _product if launch.number("form") != SWIGLU else partial(_gated_product, launch)
+            found.append(made(x[taken // fan], weight, y[taken], f"expert {expert}", (len(taken), len(mine))))
     return found
 
 
@@ -96,6 +111,26 @@ def _product(x: torch.Tensor, weight: Tensors, y: torch.Tensor, part: str, rows:
     options = (*with_bias, *(("fp32",) if y.dtype == torch.float32 else ()))
     case = Case(name, (*y.shape, x.shape[1]), dtype=_dtype(x), options=options)
     return Judgeable(find(name), case, {"x": x, **weight}, {"y": y}, part, rows)
+
+
+def _gated_product(
+    launch: Launch, x: torch.Tensor, weight: Tensors, y: torch.Tensor, part: str, rows: tuple[int, int]
+) -> Judgeable:
+    """The SwiGLU of a product, made by the product's own kernel: under the bound of a whole function."""
+    function, bits = _limited(launch)
+    stage = _stage(
+        "moe_forward", "gated", (*y.shape, x.shape[1]), {"x": x, **weight}, {"y": y},
+        lambda tensors: {"y": gated(function, tensors)}, lambda tensors: {"y": gated_bits(bits, tensors)},
+    )  # fmt: skip
+    whole = replace(stage.op.tolerance, ceiling=stage.op.tolerance.composed_ceiling)
+    return replace(stage, op=replace(stage.op, tolerance=whole), part=part, rows=rows)
+
+
+def _limited(launch: Launch) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """gpt-oss's SwiGLU with a launch's alpha and limit: its reference, and its bits."""
+    alpha, limit = launch.number("alpha"), launch.number("limit")
+    bits = partial(activation_bits.swiglu_limited, alpha=alpha, limit=limit)
+    return partial(activations.swiglu_limited, alpha=alpha, limit=limit), bits
 
 
 def _norm(launch: Launch, products: int) -> list[Judgeable]:
@@ -208,19 +243,17 @@ def _gated(launch: Launch, products: int) -> list[Judgeable]:
 
 
 def _swiglu(launch: Launch, products: int) -> list[Judgeable]:
-    y, alpha, limit = launch.left["y"], launch.number("alpha"), launch.number("limit")
+    y, (function, bits) = launch.left["y"], _limited(launch)
 
     def branches(tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         x = tensors["x"]
         return (x[:, 0::2], x[:, 1::2]) if launch.number("interleaved") else x.chunk(2, 1)  # type: ignore[return-value]  # two
 
     def golden(tensors: Tensors) -> Mapping[str, Expected]:
-        function = partial(activations.swiglu_limited, alpha=alpha, limit=limit)
         return {"y": activations.expected(function, y.dtype, *branches(tensors))}
 
     def predict(tensors: Tensors) -> Tensors:
-        function = partial(activation_bits.swiglu_limited, alpha=alpha, limit=limit)
-        return {"y": activation_bits.activated(function, y.dtype, *branches(tensors))}
+        return {"y": activation_bits.activated(bits, y.dtype, *branches(tensors))}
 
     return [_stage("swiglu", "swiglu", tuple(y.shape), launch.tensors("x"), {"y": y}, golden, predict)]
 

@@ -25,7 +25,7 @@ from mxharness.functional.dispatch import Problem, choose, named
 from mxharness.functional.quantize import dequantize
 from mxharness.mxfp4 import BLOCK, Quantized
 
-_SAME, _FLOAT32, _SWIGLU = range(3)
+_SAME, _FLOAT32, SWIGLU = range(3)
 """What y is: gemm.cuh's Form."""
 
 
@@ -240,7 +240,7 @@ def multiply(
     of 8, y aligned and the kernel one of dispatch.GATED.
     """
     w, scales = weight
-    K, form = x.shape[-1], _FLOAT32 if y.dtype == torch.float32 else _SAME if gated is None else _SWIGLU
+    K, form = x.shape[-1], _FLOAT32 if y.dtype == torch.float32 else _SAME if gated is None else SWIGLU
     N = y.shape[-1] * (2 if gated else 1)
     kind = "gemm" if w.dtype == torch.uint8 else "dense"
     problem = Problem(kind, ACTIVATIONS[x.dtype], N, rows, problems, routed=offsets is not None, K=K)

@@ -6,7 +6,7 @@ rounding error of its logits has no bound there (suites/meta/test_moe.py: no lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -169,9 +169,8 @@ def composed(case: Case, inputs: Tensors) -> Mapping[str, Expected]:
             "ids": Expected(ids.to(torch.int32), permitted=same),
             "weights": Expected(value, torch.zeros_like(value), 0, torch.float32, slack=weights.error),
         }
-    gated = rounded(_bounded_product(inputs, "gate_up", exact(x.unsqueeze(1).expand(-1, k, -1)), ids, x.dtype), x.dtype)
-    gate, up = (Bounded(*pair) for pair in zip(_branches(gated.value), _branches(gated.error), strict=True))
-    h = rounded(activations.carried(_swiglu(case), gate, up), x.dtype)
+    product = _bounded_product(inputs, "gate_up", exact(x.unsqueeze(1).expand(-1, k, -1)), ids, x.dtype)
+    h = rounded(activations.carried(_swiglu(case), *_bounded_branches(rounded(product, x.dtype))), x.dtype)
     down = _bounded_product(inputs, "down", h, ids, x.dtype)
     terms = weights.value.unsqueeze(-1) * down.value
     spread = weights.error.unsqueeze(-1) * (down.value.abs() + down.error) + weights.value.unsqueeze(-1) * down.error
@@ -187,8 +186,35 @@ def _bounded_product(inputs: Tensors, name: str, x: Bounded, ids: torch.Tensor, 
     value = torch.empty((*ids.shape, inputs[f"{name}_bias"].shape[1]), dtype=torch.float64, device=ids.device)
     error = torch.empty_like(value)
     for here, (codes, scales, bias) in _by_expert(inputs, name, ids):
-        weights = reference.decode(mxfp4.unpack(codes), scales)
-        rows = contraction(Bounded(x.value[here], x.error[here]), weights, _chain(x.value.shape[-1], dtype))
-        value[here] = rows.value + bias
-        error[here] = rows.error + gamma(1) * (value[here].abs() + rows.error)
+        found = _of_an_expert(Bounded(x.value[here], x.error[here]), codes, scales, bias, dtype)
+        value[here], error[here] = found.value, found.error
     return Bounded(value, error)
+
+
+def _of_an_expert(
+    x: Bounded, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype
+) -> Bounded:
+    """Rows x (M, K) times one expert's weight (N, K), plus its bias; activations of `dtype`."""
+    rows = contraction(x, reference.decode(mxfp4.unpack(codes), scales), _chain(x.value.shape[-1], dtype))
+    value = rows.value + bias
+    return Bounded(value, rows.error + gamma(1) * (value.abs() + rows.error))
+
+
+def gated(function: activations.Activation, tensors: Tensors) -> Expected:
+    """`function` of gate and up (M, I), which are x (M, H) times codes, plus bias, of one expert, kept in x's dtype."""
+    dtype = tensors["x"].dtype
+    product = _of_an_expert(exact(tensors["x"]), tensors["codes"], tensors["scales"], tensors["bias"], dtype)
+    h = activations.carried(function, *_bounded_branches(rounded(product, dtype)))
+    return Expected(h.value, torch.zeros_like(h.value), 0, dtype, slack=h.error)
+
+
+def gated_bits(function: Callable[..., activation_bits.Array], tensors: Tensors) -> torch.Tensor:
+    """The same in bits."""
+    dtype = tensors["x"].dtype
+    product = linear_bits(tensors["x"], tensors["codes"], tensors["scales"], tensors["bias"], dtype)
+    return activation_bits.activated(function, dtype, *_branches(product))
+
+
+def _bounded_branches(gate_up: Bounded) -> tuple[Bounded, Bounded]:
+    gate, up = (Bounded(*pair) for pair in zip(_branches(gate_up.value), _branches(gate_up.error), strict=True))
+    return gate, up

@@ -46,6 +46,7 @@ _GATE_AND_UP = (
     "gate-and-up-not-alternating",
     "gate-and-up-swapped-interleaved",
     "gate-and-up-swapped",
+    "gate-and-up-swapped-in-the-product",
 )
 
 FAMILIES: tuple[Family, ...] = (

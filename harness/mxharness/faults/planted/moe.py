@@ -61,6 +61,25 @@ FAULTS = (
         seen_in="sglang PR 26884, vllm PR 44893",
     ),
     _fault(
+        "gate-and-up-swapped-in-the-product",
+        "up is taken first where a product's kernel makes the hidden layer; right wherever another one does",
+        KernelChange(
+            "gemm_stage.cuh",
+            "gate[i] = widen(made.values[2 * i]), up[i] = widen(made.values[2 * i + 1]);",
+            "up[i] = widen(made.values[2 * i]), gate[i] = widen(made.values[2 * i + 1]);",
+        ),
+        seen_in="vllm PR 44893",
+    ),
+    _fault(
+        "swiglu-of-unrounded-products",
+        "other bits than in transformers: the product is not kept in the activations' type before its SwiGLU",
+        KernelChange(
+            "gemm_stage.cuh",
+            "gate[i] = widen(made.values[2 * i]), up[i] = widen(made.values[2 * i + 1]);",
+            "gate[i] = (&piece[i / 2].x)[2 * i % 4], up[i] = (&piece[i / 2].x)[2 * i % 4 + 1];",
+        ),
+    ),
+    _fault(
         "expert-bias-stride-padded",
         "from the second expert on biases of elsewhere: a padded size is used as offset",
         KernelChange("gemm.cuh", _BIAS, _BIAS.replace("* N", "* ((N + 127) / 128 * 128)")),

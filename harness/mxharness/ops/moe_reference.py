@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from mxharness import functional, mxfp4, tensor_core
+from mxharness import float32, functional, mxfp4, tensor_core
 from mxharness import golden as reference
 from mxharness.bounds import Bounded, contraction, exact, gamma, quantum, rounded
 from mxharness.op import Case, Expected, Tensors
@@ -208,7 +208,7 @@ def gated(function: activations.Activation, tensors: Tensors) -> Expected:
     return Expected(h.value, torch.zeros_like(h.value), 0, dtype, slack=h.error)
 
 
-def gated_bits(function: Callable[..., activation_bits.Array], tensors: Tensors) -> torch.Tensor:
+def gated_bits(function: Callable[..., float32.Array], tensors: Tensors) -> torch.Tensor:
     """The same in bits."""
     dtype = tensors["x"].dtype
     product = linear_bits(tensors["x"], tensors["codes"], tensors["scales"], tensors["bias"], dtype)

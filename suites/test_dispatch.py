@@ -9,10 +9,12 @@ from importlib import import_module
 import pytest
 import torch
 from mxharness import functional, paths
+from mxharness.device.source import shipped
 from mxharness.errors import UserError
 from mxharness.functional import dispatch
 from mxharness.functional.dispatch import Problem, choose, microseconds
 from mxharness.mxfp4 import Quantized
+from mxharness.ops import find
 
 gemms = import_module("mxharness.functional.gemm")  # the package's own name `gemm` is the function
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,6 +76,30 @@ def test_all_kernels_have_the_same_bits(device, monkeypatch, dtype, M, N, K, sca
     assert len(seen) >= 2
     assert len(torch.unique(seen[0])) > M
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_number_of_columns_that_a_kernel_takes_is_judged(dtype):
+    """A tile of few rows takes a copy of its kernel for fewer columns: gemm_thin.cuh by 8, gemm_wide.cuh by 32."""
+    steps = {
+        "gemm_thin.cuh": "SPLIT > 1 ? 0 : TOKENS == 64 ? 40 : TOKENS - 8;",
+        "gemm_wide.cuh": "constexpr int FEWER = TOKENS - 32;",
+    }
+    assert all(shipped().text(file).count(words) == 1 for file, words in steps.items())
+    judged, there = set(), set()
+    for plan in dispatch.plans("gemm", dtype, "sm_90"):
+        copies = [plan.rows]
+        if plan.path.startswith("thin_64"):
+            copies = [*range(8, min(plan.rows, 41), 8), plan.rows]
+        elif plan.path.startswith("wide"):
+            copies = [*range(32, plan.rows + 1, 32)]
+        there |= {(plan.path, columns) for columns in copies}
+        for case in find("gemm").cases:
+            if case.dtype == dtype and case.option("path") == plan.path:
+                whole, left = divmod(case.shape[0], plan.rows)
+                rows = [plan.rows] * (whole > 0) + [left] * (left > 0)
+                judged |= {(plan.path, min(columns for columns in copies if columns >= count)) for count in rows}
+    assert there - judged == set()
 
 
 @pytest.mark.parametrize("dtype", TYPES)

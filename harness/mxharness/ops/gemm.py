@@ -8,6 +8,7 @@ gemm_persistent by a weight dequantised beforehand; both have the bits of gemm. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -65,6 +66,21 @@ GEMM += tuple(  # every kernel, whatever the shape would take
     for dtype in ("bf16", "fp16")
     if path in _HOPPERS[dtype]
 )
+NOT_FULL = tuple(
+    Case("gemm", (rows, 70, 544), dtype=dtype, options=("fp32", f"path={path}"))
+    for path, counts in (
+        ("thin_64x16", (21,)),
+        ("thin_64x32", (37, 45, 53)),
+        ("thin_64x64", (69, 77, 85, 93, 101, 115)),
+        ("wide_128x128", (133,)),
+        ("wide_256x128", (133,)),
+    )
+    for rows in counts
+    for dtype in ("bf16", "fp16")
+    if path in _HOPPERS[dtype]
+)
+"""A full tile and one that takes fewer columns, each of the numbers that there are."""
+GEMM += NOT_FULL
 GEMM_BIAS = tuple(
     Case("gemm_bias", shape, regime=regime, dtype=dtype, options=output)
     for shape in ((5, 48, 96), (20, 80, 192))
@@ -288,7 +304,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
 
 
 OPS = (
-    _op("gemm", GEMM),
+    replace(_op("gemm", GEMM), awaits=NOT_FULL),
     _op("gemm_bias", GEMM_BIAS),
     _op("gemm_batch", GEMM_BATCH, axes="E M N K"),
     _op("gemm_persistent", GEMM_PERSISTENT),

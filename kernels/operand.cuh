@@ -45,9 +45,9 @@ inline std::uint32_t spread(std::uint32_t word, int i) {
 #endif
 template <class T> __device__ inline std::uint32_t placed(std::uint32_t spread) { return spread << Placed<T>::shift & Placed<T>::mask; }
 
-// 2^(byte - 127) as a pair of bfloat16; subnormal for byte 0, NaN for 255.
+// 2^(byte - 127) as a pair of bfloat16, byte 1 to 254; NaN for 255.
 __device__ inline std::uint32_t scale_pair_of(std::uint32_t byte) {
-    const std::uint32_t half = byte == 0 ? 0x0040u : byte == 255 ? 0x7fffu : byte << 7;
+    const std::uint32_t half = byte == 255 ? 0x7fffu : byte << 7;
     return half * 0x00010001u;
 }
 

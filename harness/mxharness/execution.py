@@ -84,7 +84,7 @@ class Fenced:
         self.arithmetic = self.device.arithmetic
         self.sources = self.device.sources
         self.torch_device = self.device.torch_device
-        self._host = self.device.configured(poison=True) if isinstance(self.device, HostDevice) else None
+        self._host = self.device.configured(poison=self.poison) if isinstance(self.device, HostDevice) else None
         if self._host and self._host.settings.checks:
             weakref.finalize(self, _unwatch, self._host, self._regions)
 

@@ -31,9 +31,9 @@ inline void make(const Copy& asked) {
 template <int BYTES> inline void copy_async(void* shared, const void* global, bool valid) {
     cpu::Copies& copies = cpu::self->copies;
     const cpu::Copy asked{shared, valid ? global : nullptr, BYTES, copies.groups};
-    if (!copies.late) return cpu::copy<BYTES>(asked);
+    if (copies.poison < 0) return cpu::copy<BYTES>(asked);
     typename cpu::Piece<BYTES>::type poison;
-    std::memset(&poison, 0xFF, BYTES);
+    std::memset(&poison, copies.poison, BYTES);
     *static_cast<decltype(poison)*>(shared) = poison;
     if (copies.full()) cpu::make(copies.pop());
     copies.push(asked);

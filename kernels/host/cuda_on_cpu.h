@@ -54,7 +54,7 @@ private:
 constexpr unsigned MOST_COPIES = 256, MOST_STEPS = 16;
 struct Copies : Pending<Copy, MOST_COPIES> {
     using Pending::Pending;
-    bool late = false;  // or they are made at once, and there are never any
+    int poison = -1;  // what lies where they go to until they are made; -1: they are made at once, and there are never any
 };
 struct Steps;
 struct GroupStep {  // of a warpgroup's tensor core, one lane's part (warpgroup.h)

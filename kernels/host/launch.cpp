@@ -142,7 +142,7 @@ extern "C" CPU_SHARED void cpu_set_threads(unsigned threads) { cpu::pool_threads
 
 // For the launches that the calling thread makes from now on.
 extern "C" CPU_SHARED void cpu_settings(std::uint64_t seed, double seconds, int poison, unsigned checks) {
-    cpu::settings = {seed, seconds, poison != 0, checks};
+    cpu::settings = {seed, seconds, poison, checks};
 }
 
 // What kind the calling thread's last error was.

@@ -198,8 +198,8 @@ void Worker::run_block(std::uint64_t index) {
     in_collective_ = false;
     ready_.clear();
     at_barrier_.clear();
-    if (launch_->settings.poison && shared_ != 0)
-        std::memset(reinterpret_cast<void*>(shared_), 0xFF, launch_->library.shared_bytes);
+    if (launch_->settings.poison >= 0 && shared_ != 0)
+        std::memset(reinterpret_cast<void*>(shared_), launch_->settings.poison, launch_->library.shared_bytes);
     if (launch_->settings.seed != 0) {
         random_ = mixed(launch_->settings.seed ^ mixed(index));
         draw_order();
@@ -342,7 +342,7 @@ void Worker::begin(Fiber& fiber, int index) const {
     thread.warp = index / warp_size;
     thread.copies.clear();
     thread.steps.clear();
-    thread.copies.late = launch_->settings.poison;
+    thread.copies.poison = launch_->settings.poison;
 }
 
 std::uint64_t Worker::random() { return random_ = mixed(random_); }

@@ -22,7 +22,7 @@ constexpr int warp_size = 32, group_size = 128, most_threads = 1024;  // of a bl
 struct Settings {
     std::uint64_t seed = 0;  // of the order of blocks and threads; 0: ascending
     double seconds = 300;    // a launch may take; 0: for ever
-    bool poison = false;     // shared memory holds 0xFF when a block begins, and where a copy is on its way
+    int poison = -1;         // the byte that fills shared memory when a block begins, and where a copy is on its way; -1: none
     unsigned checks = 0;     // of a checked library: see checker.cpp
 };
 

@@ -97,7 +97,7 @@ extern "C" __global__ void products(float* out, int waits) {
 
 @pytest.fixture(scope="module")
 def cpu():
-    return host.open_device(Sources((*shipped().files, ("copies.cu", KERNELS)))).configured(poison=True)
+    return host.open_device(Sources((*shipped().files, ("copies.cu", KERNELS)))).configured(poison=0xFF)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_copy_is_made_by_the_wait_from_what_is_there_then(cpu, numbers):
 
 def test_without_poison_a_copy_is_made_at_once(cpu, numbers):
     source, out = numbers
-    cpu.configured(poison=False).launch("copies.cu", "late", (1,), (32,), source, out)
+    cpu.configured(poison=None).launch("copies.cu", "late", (1,), (32,), source, out)
     assert out[:64].tolist() == [*range(1, 33)] * 2
 
 

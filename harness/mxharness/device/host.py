@@ -63,8 +63,9 @@ class Settings:
     """Of the order of blocks and threads; 0: ascending."""
     seconds: float = 300.0
     """A launch may take; then it is a KernelFailure. 0: for ever."""
-    poison: bool = False
-    """Shared memory is filled with 0xFF before every block; asynchronous copies are made as late as they may be."""
+    poison: int | None = None
+    """The byte that shared memory is filled with before every block. Asynchronous copies are then made as late as they
+    may be, with poison in their place until then. None: neither."""
     checks: frozenset[str] = frozenset()
     """Of CHECKS: every memory access of the kernels is checked, by slower libraries and on one thread."""
 
@@ -305,7 +306,8 @@ class HostDevice:
         function.restype = ctypes.c_char_p
         settings = self.settings
         checks = sum(CHECKS[name] for name in settings.checks)
-        self.runtime.cpu_settings(settings.seed, settings.seconds, settings.poison, checks)
+        poison = -1 if settings.poison is None else settings.poison
+        self.runtime.cpu_settings(settings.seed, settings.seconds, poison, checks)
         message = function(_three(grid), _three(block), cells)
         if message is not None:
             text = f"{kernel}: {message.decode()}"

@@ -19,6 +19,7 @@ _UNDEFINED = (
     "wait-dropped-before-a-barrier",
     "wait-for-all-but-the-chunk-itself",
     "products-joined-before-they-are-there",
+    "queries-in-the-other-buffer",
 )
 _PLACES = {
     "head-stride-of-another-layout": "heads 1 to 4",
@@ -251,6 +252,15 @@ FAULTS = tuple(
             "                for (int i = 0; i < PARTS * COLUMNS * 4; ++i)\n"
             "                    part[i / 32][i / 4 % 8][i % 4] = sums[0][i % 4] = 0;\n",
             "bound",
+        ),
+        (
+            "queries-in-the-other-buffer",
+            "generic: double buffers",
+            "what shared memory held is multiplied; were that NaN, a second pass would make all rows again",
+            "attention_wide_tiles.cuh",
+            "load_queries(shared.queries[number % 2][0], shared.tiles[number % 2]);",
+            "load_queries(shared.queries[(number + 1) % 2][0], shared.tiles[number % 2]);",
+            "repeatability",
         ),
         (
             "keys-of-the-next-chunk-forgotten",

@@ -19,7 +19,7 @@ from mxharness.model.checkpoint import Stored
 
 from .toys import sample
 
-IDS = (torch.arange(12) * 5 % 259).view(1, -1)
+IDS, MANY = ((torch.arange(count) * 5 % 259).view(1, -1) for count in (12, 64))
 SAMPLE = sample(4)
 ATTENTION = ["attention_norm", "qkv", "kv append", "rope", "attention", "output", "ffn_norm"]
 LAYER = {
@@ -115,8 +115,7 @@ def test_wrong_indices_that_lead_nowhere_else_are_followed(device):
 
 @pytest.mark.parametrize("activations", ["fp16", "bf16"])
 def test_an_activation_within_its_product_is_judged(device, activations):
-    ids = (torch.arange(64) * 5 % 259).view(1, -1)
-    report = diverge.run(toy.checkpoint(toy.GPT_OSS), device, ids, activations)
+    report = diverge.run(toy.checkpoint(toy.GPT_OSS), device, MANY, activations)
     assert report.passed
     assert not any(step.outcome.refused for step in report.steps)
     gated = [step for step in report.steps if step.role.startswith("gate_up") and step.outcome.op == "gated"]
@@ -128,7 +127,7 @@ def test_an_activation_within_its_product_is_judged(device, activations):
 
 def test_a_fault_of_an_activation_within_its_product_is_named(device):
     with faults.planted(faults.select(["gate-and-up-swapped-in-the-product"])[0], device.name) as broken:
-        report = diverge.run(toy.checkpoint(toy.GPT_OSS), broken, (torch.arange(64) * 5 % 259).view(1, -1))
+        report = diverge.run(toy.checkpoint(toy.GPT_OSS), broken, MANY)
     assert (report.first.place, report.first.role) == ("layer 0", "gate_up, expert 0")
     assert report.first.outcome.op == "gated"
 

@@ -93,6 +93,7 @@ def _experts(launch: Launch, products: int) -> list[Judgeable]:
     x, y = launch.tensor("x").flatten(0, -2), launch.left["y"].flatten(0, -2)
     offsets, entries = launch.tensor("offsets").tolist(), launch.tensor("entries").long()
     fan = int(launch.number("fan"))
+    product = _product if launch.number("form") != SWIGLU else partial(_gated_product, launch)
     found = []
     for expert, (start, stop) in enumerate(pairwise(offsets)):
         mine = entries[start:stop]
@@ -100,8 +101,7 @@ def _experts(launch: Launch, products: int) -> list[Judgeable]:
         if len(mine):
             taken = mine[_some(len(mine), y.shape[1] * x.shape[1], products)]
             weight = {name: tensor[expert] for name, tensor in launch.tensors("codes", "scales", "bias").items()}
-            made = _product if launch.number("form") != SWIGLU else partial(_gated_product, launch)
-            found.append(made(x[taken // fan], weight, y[taken], f"expert {expert}", (len(taken), len(mine))))
+            found.append(product(x[taken // fan], weight, y[taken], f"expert {expert}", (len(taken), len(mine))))
     return found
 
 

@@ -109,11 +109,13 @@ inline void look_at([[maybe_unused]] const GroupStep& asked) {
         return;
     }
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    for (int row = threadIdx.x % 128 / 32 * 16 + g, i = 0; asked.rows != nullptr && asked.live > 0 && i < 4; ++i) {
-        const char* rows = static_cast<const char*>(asked.rows);
-        const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(rows + swizzled(row + i / 2 * 8, 2 * asked.step + i % 2) + 4 * t);
-        asm volatile("" ::"r"(word));
-    }
+    const int first_row = threadIdx.x % 128 / 32 * 16 + g;  // and the one 8 further on
+    for (int row = first_row; asked.rows != nullptr && asked.live > 0 && row < first_row + 16; row += 8)
+        for (int piece = 2 * asked.step; piece < 2 * asked.step + 2; ++piece) {
+            const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(
+                static_cast<const char*>(asked.rows) + swizzled(row, piece) + 4 * t);
+            asm volatile("" ::"r"(word));
+        }
     for (int row = g; asked.live > 0 && row < asked.columns; row += 8)
         for (int piece = 2 * asked.step; piece < 2 * asked.step + 2; ++piece) {
             const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(

@@ -139,14 +139,12 @@ def launch(device: Device, case: Case, inputs: Tensors) -> Tensors:
         return dict(zip(("logits", "ids", "weights"), moe_router(x, w, bias, k, device=device), strict=True))
     gate_up, down = (mxfp4.Quantized(inputs[f"{name}_codes"], inputs[f"{name}_scales"]) for name in ("gate_up", "down"))
     alpha, limit = activation(case)
-    stages, made = (
-        moe_stages(
-            x, w, bias, gate_up, inputs["gate_up_bias"], down, inputs["down_bias"], k=k, alpha=alpha, limit=limit,
-            device=device, fused=fused,
-        )
-        for fused in (False, True)
+    run = partial(
+        moe_stages, x, w, bias, gate_up, inputs["gate_up_bias"], down, inputs["down_bias"], k=k, alpha=alpha,
+        limit=limit, device=device,
     )  # fmt: skip
-    return {"gate_up": stages["gate_up"], **made}
+    made = run(fused=True)
+    return {"gate_up": made["gate_up"] if "gate_up" in made else run(fused=False)["gate_up"], **made}
 
 
 def where(case: Case, tensors: Tensors) -> Mapping[str, Places]:

@@ -10,15 +10,15 @@
 // A query at position i sees the keys below its sequence's length; with `causal` those up to i only; with `window` > 0
 // those after i - window only. A query that sees no key gives zeros, whatever its sink.
 //
-// Order of sums, the same for every batch, tile, page size, prefill or decode: keys in chunks of 64 at absolute
+// Order of sums, the same for every batch, tile, page size, prefill or decode: keys in chunks of 128 at absolute
 // positions, in ascending order. Powers of 2 below 2^-126 are 0. Within a chunk, for one row of queries, with
 // c = |scale| log2(e), rounded:
 //   s    = q . k, one unbroken chain of tensor core steps from zero over D; its sign changed if scale is negative
 //   m_c  = ceil(max s c) over the visible s, the chunk's base: weights are told relative to 2^m_c
 //   z    = s c - m_c, rounded once, to a multiple of 2^-12 (where |m_c| >= 2^23 the product is rounded before)
 //   p    = 2^z times a constant of the type of q (weights.cuh), rounded to that type; 0 for what is not visible
-//   l_c  = the sum of the rounded p, a chain of four tensor core steps from zero: the product with ones
-//   O_c  = p V, a chain of four tensor core steps from zero
+//   l_c  = the sum of the rounded p, a chain of eight tensor core steps from zero: the product with ones
+//   O_c  = p V, a chain of eight tensor core steps from zero
 // Chunks join the state (m, l, O), from (-inf, 0, 0) or, with a sink, from (ceil(sink log2(e)), 2^z times the constant, 0):
 //   m' = max(m, m_c), l = l 2^(m - m') + l_c 2^(m_c - m'), O likewise: both factors exact, one of them 1, one rounding
 // A chunk of which the row sees nothing leaves the row's state as it is. y = O / l, rounded to float32 and to its type.

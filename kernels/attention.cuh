@@ -10,7 +10,7 @@
 #include "warp.cuh"
 #include "weights.cuh"
 
-constexpr int THREADS = 128, WARPS = THREADS / WARP, ROWS = 16, CHUNK = 64, GROUP = 32;
+constexpr int THREADS = 128, WARPS = THREADS / WARP, ROWS = 16, CHUNK = 128;
 constexpr float LOG2_E = 1.44269504f;
 constexpr int P_PITCH = CHUNK / 2 + 4;  // 4-byte words
 __host__ __device__ constexpr int pitch(int D) { return D / 2 + 4; }  // of rows of D elements: eight rows, 32 banks
@@ -22,13 +22,18 @@ template <std::size_t size> inline unsigned char* host_arena() {
 }
 #endif
 
-// Chunks in use; of two one is under way.
-template <int DMAX, int STAGES = 2> struct Chunks {
-    alignas(16) std::uint32_t keys[STAGES][CHUNK][pitch(DMAX)], values[STAGES][CHUNK][pitch(DMAX)];
+// A chunk's keys and values: one comes while the other is used. Codes on their way lie in registers, so that both take the
+// same place, and what that leaves of shared memory lets more blocks run at once.
+template <class Cache> constexpr bool COPIED = true;
+template <class T> constexpr bool COPIED<Packed<T>> = false;
+template <int DMAX, class Cache> struct Chunk {
+    alignas(16) std::uint32_t rows[COPIED<Cache> ? 2 : 1][CHUNK][pitch(DMAX)];
+    __device__ auto keys() { return rows[0]; }
+    __device__ auto values() { return rows[COPIED<Cache>]; }
 };
 
 // Shared memory that the launch brings; on the CPU one block of it, of `size` bytes, for all kernels of a file.
-template <class Shared, std::size_t size = 80 * 1024> __device__ inline Shared& brought() {
+template <class Shared, std::size_t size = 96 * 1024> __device__ inline Shared& brought() {
     static_assert(sizeof(Shared) <= size);
 #ifdef __CUDACC__
     extern __shared__ __align__(1024) unsigned char arena[];
@@ -132,8 +137,8 @@ __device__ inline Tile tile_at(const Problem& problem, const CacheRows& rows, in
     return {b, head, first, problem.T * G, G, length, length - problem.T, &problem, first / G, first % G, 0x7fffffffu / G + 1};
 }
 
-// 64 keys or values of a chunk to shared memory, DMAX columns; zeros past the length and past D. `fetch`
-// begins to read a chunk, `put` writes the chunk fetched last, of which wait_async and a barrier tell that it is there.
+// The keys or values of a chunk to shared memory, DMAX columns; zeros past the length and past D. `fetch` begins to read a
+// chunk, `put` writes the chunk fetched last, of which wait_async and a barrier tell that it is there.
 template <int DMAX, class Cache> struct Stage;
 template <int DMAX, class T> struct Stage<DMAX, Plain<T>> {
     static constexpr int PIECES = DMAX / 8, STRIDE = THREADS / PIECES;
@@ -193,6 +198,60 @@ template <int DMAX, class T> struct Stage<DMAX, Packed<T>> {
 #pragma unroll
             for (int w = 0; w < 4; ++w) *reinterpret_cast<uint4*>(out + 4 * w) = decode_eight<T>(words[w], scales[i]);
         }
+    }
+};
+
+// Keys and values of the chunks `from` .. `to` - 1 to a block, each as soon as there is room. A chunk takes `keys`, `values` and
+// `weights`, in this order; all threads of the block call them.
+template <int DMAX, class Cache> class Chunks {
+    Chunk<DMAX, Cache>& shared;
+    Stage<DMAX, Cache> next_keys, next_values;
+    const int from, to;
+
+    __device__ void bring_values(int chunk) {
+        next_values.fetch(chunk);
+        if (!COPIED<Cache>) return;
+        next_values.put(shared.values());
+        commit_async();
+    }
+
+public:
+    __device__ Chunks(Chunk<DMAX, Cache>& shared, const Cache& k, const Cache& v, const CacheRows& rows, const Tile& tile, int from,
+                      int to)
+        : shared(shared), next_keys{k, rows, tile}, next_values{v, rows, tile}, from(from), to(to) {
+        if (from >= to) return;
+        next_keys.fetch(from);
+        if (COPIED<Cache>) {
+            next_keys.put(shared.keys());
+            commit_async();
+        }
+        if (COPIED<Cache>) bring_values(from);  // codes would take registers meanwhile
+    }
+    // Its keys are there, and the values of the chunk before have been used.
+    __device__ void keys(int chunk) {
+        if (COPIED<Cache>) {
+            if (chunk == from) wait_async<1>();
+            else wait_async<0>();
+        }
+        __syncthreads();  // copied keys are there, the last values have been used
+        if (!COPIED<Cache>) next_keys.put(shared.keys());
+        if (!COPIED<Cache> || chunk > from) bring_values(chunk);
+        if (!COPIED<Cache>) __syncthreads();  // decoded keys are there
+    }
+    // Its keys have been used, and whatever else threads wrote to shared memory is there.
+    __device__ void values(int chunk) {
+        __syncthreads();  // the keys have been used
+        if (!COPIED<Cache>) next_values.put(shared.values());
+        if (chunk + 1 < to) {
+            next_keys.fetch(chunk + 1);
+            if (COPIED<Cache>) next_keys.put(shared.keys());
+        }
+        if (COPIED<Cache>) commit_async();
+    }
+    // Its values are there, and what threads wrote since.
+    __device__ void weights() {
+        if (COPIED<Cache>) wait_async<1>();
+        __syncthreads();  // values and weights are there
     }
 };
 

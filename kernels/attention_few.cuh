@@ -1,4 +1,4 @@
-// Few rows, as in decoding: a block of four warps owns 16 rows and a run of chunks. Of a chunk's scores a warp owns 16
+// Few rows, as in decoding: a block of four warps owns 16 rows and a run of chunks. Of a chunk's scores a warp owns 32
 // keys, of its output every fourth group of 8 columns. With several blocks for one tile of rows the first joins its
 // chunks to the state and leaves that in slot 0, the others leave every chunk in a slot of its own, and attention_join
 // joins these in ascending order.
@@ -18,12 +18,8 @@ struct Parts {
     }
 };
 
-// Codes on their way lie in registers; what they leave of shared memory lets more blocks run at once.
-template <class Cache> constexpr int STAGES = 2;
-template <class T> constexpr int STAGES<Packed<T>> = 1;
-
 template <int DMAX, class Cache> struct FewShared {
-    Chunks<DMAX, STAGES<Cache>> chunks;
+    Chunk<DMAX, Cache> chunk;
     std::uint32_t weights[ROWS][P_PITCH];
     float top_of[WARPS][ROWS];
 };
@@ -67,8 +63,9 @@ template <int DMAX, class T, class Cache>
 __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T* __restrict__ q, const Cache& k,
                                   const Cache& v, const CacheRows& rows, const Problem& problem, int splits) {
     constexpr int COLUMNS = DMAX / 8 / WARPS;  // groups of 8 columns a warp owns
+    constexpr int OWN = CHUNK / WARPS;         // keys of a warp
     auto& shared = brought<FewShared<DMAX, Cache>>();
-    auto& chunks = shared.chunks;
+    const auto keys = shared.chunk.keys(), values = shared.chunk.values();
     auto& weights = shared.weights;
     auto& top_of = shared.top_of;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, D = problem.D;
@@ -91,63 +88,44 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
         high[half] = tile.high(r);
         state[half] = start_state<T>(problem, tile, r);
     }
-    Stage<DMAX, Cache> next_keys{k, rows, tile}, next_values{v, rows, tile};
-    const auto bring = [&](int chunk) {  // what was fetched, and the next is
-        next_keys.put(chunks.keys[(chunk - from) % STAGES<Cache>]);
-        next_values.put(chunks.values[(chunk - from) % STAGES<Cache>]);
-        commit_async();
-        if (chunk + 1 >= to) return;
-        next_keys.fetch(chunk + 1);
-        next_values.fetch(chunk + 1);
-    };
-    if (from < to) {
-        next_keys.fetch(from);
-        next_values.fetch(from);
-        if (STAGES<Cache> > 1) bring(from);
-    }
+    Chunks<DMAX, Cache> chunks(shared.chunk, k, v, rows, tile, from, to);
     for (int chunk = from; chunk < to; ++chunk) {
-        const int now = (chunk - from) % STAGES<Cache>;
-        const auto& keys = chunks.keys[now];
-        const auto& values = chunks.values[now];
-        if (STAGES<Cache> == 1) {
-            __syncthreads();  // the chunk before has been used
-            bring(chunk);
-        }
-        wait_async<0>();
-        __syncthreads();  // the chunk is there, the one before has been used
-        if (STAGES<Cache> > 1 && chunk + 1 < to) bring(chunk + 1);
-        float s[1][2][4] = {};
+        chunks.keys(chunk);
+        float s[1][OWN / 8][4] = {};
 #pragma unroll
         for (int step = 0; step < DMAX / MMA_K; ++step) {
             if (step * MMA_K >= columns_of<DMAX>(D)) break;
-            std::uint32_t four[4];
-            load_matrices(four, [&](int from) {
-                return &keys[16 * warp + from / 16 * 8 + from % 8][step * MMA_K / 2 + from / 8 % 2 * 4];
-            });
-            const std::uint32_t both[2][2] = {{four[0], four[1]}, {four[2], four[3]}};
-            mma_step(Fragments<T, 1, 2>{s, a[step], both});
+            std::uint32_t both[OWN / 8][2];
+#pragma unroll
+            for (int j = 0; j < OWN / 8; j += 2) {
+                std::uint32_t four[4];
+                load_matrices(four, [&](int from) {
+                    return &keys[OWN * warp + 8 * (j + from / 16) + from % 8][step * MMA_K / 2 + from / 8 % 2 * 4];
+                });
+#pragma unroll
+                for (int r = 0; r < 4; ++r) both[j + r / 2][r % 2] = four[r];
+            }
+            mma_step(Fragments<T, 1, OWN / 8>{s, a[step], both});
         }
         // Element r of group j: row g + 8 (r / 2), key first_key + 8 j + r % 2.
-        const int first_key = chunk * CHUNK + 16 * warp + 2 * t;
-        bool visible[2][4];
+        const int first_key = chunk * CHUNK + OWN * warp + 2 * t;
         float top[2] = {-infinity(), -infinity()};
 #pragma unroll
-        for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < OWN / 8; ++j)
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
                 const int key = first_key + 8 * j + r % 2;
-                visible[j][r] = key >= low[r / 2] && key < high[r / 2];
                 if (scores.negative) s[0][j][r] = -s[0][j][r];
-                if (visible[j][r]) top[r / 2] = Larger()(top[r / 2], s[0][j][r]);
+                if (key < low[r / 2] || key >= high[r / 2]) s[0][j][r] = -infinity();
+                top[r / 2] = Larger()(top[r / 2], s[0][j][r]);
             }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             top[half] = warp_reduce<4>(top[half], Larger());
             if (t == 0) top_of[warp][g + 8 * half] = top[half];
         }
-        __syncthreads();  // all maxima are there
+        chunks.values(chunk);  // all maxima are there
 
-        float z[8];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             top[half] = top_of[0][g + 8 * half];
@@ -155,14 +133,13 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
             for (int w = 1; w < WARPS; ++w) top[half] = Larger()(top[half], top_of[w][g + 8 * half]);
             top[half] = scores.base_of(top[half]);
         }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) z[i] = visible[i / 4][i % 4] ? s[0][i / 4][i % 4] : -infinity();
+        auto& z = reinterpret_cast<float (&)[OWN / 2]>(s);
         raise(z, scores.factor, top);
-        std::uint32_t mine[4];  // of group i / 2, row g + 8 (i % 2)
+        std::uint32_t mine[OWN / 4];  // of group i / 2, row g + 8 (i % 2)
         weight_pairs<T>(mine, z);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) weights[g + 8 * (i % 2)][8 * warp + 4 * (i / 2) + t] = mine[i];
-        __syncthreads();  // all weights are there
+        for (int i = 0; i < OWN / 4; ++i) weights[g + 8 * (i % 2)][OWN / 2 * warp + 4 * (i / 2) + t] = mine[i];
+        chunks.weights();  // all of them are there
 
         // A value that is NaN or Inf would reach rows that do not see it, as 0 times it. Where such a value may have
         // done so the sums are made again without them, and they are added to the rows that do see them.

@@ -4,13 +4,13 @@
 
 #include "attention.cuh"
 
-template <int DMAX> struct ManyShared {
-    Chunks<DMAX> chunks;
+template <int DMAX, class Cache> struct ManyShared {
+    Chunk<DMAX, Cache> chunk;
     std::uint32_t weights[WARPS][ROWS][P_PITCH];  // of a careful pass
     int broken;
 };
 
-// Weights p of 16 rows and 64 keys from their scores, and the base of either row. Element r of group j: row
+// Weights p of 16 rows and a chunk's keys from their scores, and the base of either row. Element r of group j: row
 // g + 8 (r / 2), key `first` + 8 j + r % 2; where not masked all are seen.
 template <class T, bool masked>
 __device__ inline void weigh(std::uint32_t (&p)[CHUNK / MMA_K][4], float (&top)[2], float (&s)[CHUNK / 8][4], const Scores& scores,
@@ -77,7 +77,8 @@ template <int DMAX, class T, class Cache>
 __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, const Cache& k, const Cache& v,
                                    const CacheRows& rows, const Problem& problem) {
     constexpr int STEPS = DMAX / MMA_K, COLUMNS = DMAX / 8;  // groups of 8 columns
-    auto& [chunks, weights, broken] = brought<ManyShared<DMAX>>();
+    auto& [brought_chunk, weights, broken] = brought<ManyShared<DMAX, Cache>>();
+    const auto keys = brought_chunk.keys(), values = brought_chunk.values();
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, D = problem.D;
     // The last rows see most keys: their blocks begin first.
     const int first_row = (gridDim.x - 1 - blockIdx.x) * WARPS * ROWS;
@@ -98,7 +99,6 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
         low[half] = tile.low(mine + g + 8 * half);
         high[half] = tile.high(mine + g + 8 * half);
     }
-    Stage<DMAX, Cache> next_keys{k, rows, tile}, next_values{v, rows, tile};
     State state[2];
     float o[COLUMNS][4];
     // A value that is NaN or Inf would reach rows that do not see it, as 0 times it. If a result may hold such a sum,
@@ -114,61 +114,52 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
         for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
             for (int r = 0; r < 4; ++r) o[c][r] = 0.0f;
-        if (begin < end) {
-            next_keys.fetch(begin);
-            next_keys.put(chunks.keys[0]);
-            next_values.fetch(begin);
-            next_values.put(chunks.values[0]);
-            commit_async();
-        }
+        Chunks<DMAX, Cache> chunks(brought_chunk, k, v, rows, tile, begin, end);
         for (int chunk = begin; chunk < end; ++chunk) {
             const int first_key = chunk * CHUNK;
             const bool takes_part = any_low < first_key + CHUNK && any_high > first_key;
             const bool masked = all_low > first_key || all_high < first_key + CHUNK;
-            const int now = (chunk - begin) % 2;
-            const auto& keys = chunks.keys[now];
-            const auto& values = chunks.values[now];
-            wait_async<0>();
-            __syncthreads();  // the chunk is there, the one before has been used
-            if (chunk + 1 < end) {
-                next_keys.fetch(chunk + 1);
-                next_keys.put(chunks.keys[1 - now]);
-                next_values.fetch(chunk + 1);
-                next_values.put(chunks.values[1 - now]);
-                commit_async();
-            }
+            chunks.keys(chunk);
             std::uint32_t p[CHUNK / MMA_K][4];
             float top[2] = {-infinity(), -infinity()}, sum[2];
+            float s[1][CHUNK / 8][4];
             if (takes_part) {
-                float s[1][CHUNK / 8][4] = {};
+#pragma unroll
+                for (int j = 0; j < CHUNK / 8; ++j)
+#pragma unroll
+                    for (int r = 0; r < 4; ++r) s[0][j][r] = 0.0f;
 #pragma unroll
                 for (int step = 0; step < STEPS; ++step) {
                     if (step * MMA_K >= columns_of<DMAX>(D)) break;
-                    std::uint32_t both[CHUNK / 8][2];
+                    constexpr int SOME = 4;  // groups of 8 keys at once
 #pragma unroll
-                    for (int j = 0; j < CHUNK / 8; j += 2) {
-                        std::uint32_t four[4];
-                        load_matrices(four, [&](int from) {
-                            return &keys[8 * j + from / 16 * 8 + from % 8][step * MMA_K / 2 + from / 8 % 2 * 4];
-                        });
+                    for (int c = 0; c < CHUNK / 8; c += SOME) {
+                        std::uint32_t columns[SOME][2];
 #pragma unroll
-                        for (int r = 0; r < 4; ++r) both[j + r / 2][r % 2] = four[r];
+                        for (int j = 0; j < SOME; j += 2) {
+                            std::uint32_t four[4];
+                            load_matrices(four, [&](int from) {
+                                return &keys[8 * (c + j + from / 16) + from % 8][step * MMA_K / 2 + from / 8 % 2 * 4];
+                            });
+#pragma unroll
+                            for (int r = 0; r < 4; ++r) columns[j + r / 2][r % 2] = four[r];
+                        }
+                        mma_step(Fragments<T, 1, SOME>{reinterpret_cast<float (&)[1][SOME][4]>(s[0][c]), a[step], columns});
                     }
-                    mma_step(Fragments<T, 1, CHUNK / 8>{s, a[step], both});
                 }
+            }
+            chunks.values(chunk);
+            if (takes_part) {
                 if (masked || careful)
                     weigh<T, true>(p, top, s[0], scores, first_key + 2 * t, low, high);
                 else
                     weigh<T, false>(p, top, s[0], scores, 0, low, high);
                 row_sums<T>(sum, p);
             }
-            if (careful) {
-                if (takes_part)
+            if (careful && takes_part)
 #pragma unroll
-                    for (int i = 0; i < CHUNK / 4; ++i)
-                        weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = p[i / 4][i % 4];
-                __syncthreads();  // the weights are there
-            }
+                for (int i = 0; i < CHUNK / 4; ++i) weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = p[i / 4][i % 4];
+            chunks.weights();
             if (!takes_part) continue;
             const int count = columns_of<DMAX>(D);
             Factors by[2] = {};

@@ -2,10 +2,11 @@
 // warpgroups (heads of 64: three), one tile after another, with all keys of a chunk and all columns of the output. One more
 // warpgroup brings what they multiply (attention_wide_tiles.cuh).
 //
-// When a warpgroup has the weights of chunk c, the tensor core multiplies the queries by the keys of c + 1 and then the
-// weights by the values of c, while the scores of c + 1 become weights. What it still waits for the other warpgroups have to
-// fill. A tile's last chunk is followed by the next tile's first one in the same way, if the next step has it and this
-// warpgroup sees some of it.
+// When a warpgroup has the weights of chunk c, the tensor core multiplies them by half of the columns of c's values, then the
+// queries by the keys of c + 1, while the first products join the outputs, then the weights by the other columns, while the bases
+// of c + 1 are found; then its scores become weights, which is for the other warpgroup to fill. Heads of 64 have no other half, and
+// one after the other the three warpgroups fill each other's pauses. A tile's last chunk is followed by the next tile's first one in
+// the same way, if the next step has it and this warpgroup sees some of it.
 #pragma once
 
 #include "attention_wide_tiles.cuh"
@@ -22,7 +23,13 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     const Walk<D> walk{problem, rows, batch * rows.heads, heads_at_once};
     if (threadIdx.x < 64) reinterpret_cast<uint4*>(shared.ones)[threadIdx.x] = make_uint4(ONES, ONES, ONES, ONES);
     if (threadIdx.x < MOST_TILES) shared.broken[threadIdx.x] = 0;
-    if (threadIdx.x == 0) open_meeting(shared.meeting, (GROUPS + 1) * WARPS);
+    if (threadIdx.x < STAGES) {
+        open_meeting(shared.keys_there[threadIdx.x], WARPS);
+        open_meeting(shared.values_there[threadIdx.x], WARPS);
+        open_meeting(shared.keys_used[threadIdx.x], GROUPS * WARPS);
+        open_meeting(shared.values_used[threadIdx.x], GROUPS * WARPS);
+    }
+    __syncthreads();
     if (group == GROUPS) {
         keep_registers<(GROUPS + 1) * LAUNCHED - GROUPS * REGISTERS, LAUNCHED>();  // what is left
         Bringer<D, T> bringer(shared, q, k.values, v.values, walk);
@@ -49,38 +56,43 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     // Scores of the keys of a step; none for the tensor core of the CPU where nobody wants them.
     float s[CHUNK / 8][4];
     const auto multiply_keys = [&](int number, int step, bool wanted) {
-        const unsigned char *queries = shared.queries[number % 2][group], *keys = shared.keys[step % WIDE_STAGES];
+        const unsigned char *queries = shared.queries[number % 2][group], *keys = shared.keys[step % STAGES];
         group_fence();
 #pragma unroll
         for (int i = 0; i < STEPS; ++i)
-            group_step_shared<T>(s, columns_of(queries + i / 4 * TILE_BYTES), columns_of(keys + i / 4 * TILE_BYTES), i % 4,
+            group_step_shared<T>(s, columns_of(queries + i / 4 * QUERY_TILE), columns_of(keys + i / 4 * TILE_BYTES), i % 4,
                                  i == 0, wanted ? CHUNK : 0);
         group_commit();
     };
-    float part[PARTS][COLUMNS][4], sums[1][4];
+    float part[COLUMNS][4], sums[1][4];
     std::uint32_t p[CHUNK / MMA_K][4] = {};
     const std::uint32_t nothing = problem.T < 0;  // 0, which the compiler does not know
-    const auto multiply_values = [&](const unsigned char* values) {
+    // Of 64 columns; with the first ones the sums of the weights.
+    const auto multiply_values = [&](const unsigned char* values, int n) {
         group_fence();
-        group_sums<T>(sums, p, columns_of(shared.ones));
+        if (n == 0) group_sums<T>(sums, p, columns_of(shared.ones));
 #pragma unroll
-        for (int n = 0; n < PARTS; ++n)
-#pragma unroll
-            for (int step = 0; step < CHUNK / MMA_K; ++step)
-                group_step_across<T>(part[n], p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
+        for (int step = 0; step < CHUNK / MMA_K; ++step)
+            group_step_across<T>(part, p[step], columns_across(values + n * TILE_BYTES, TILE_BYTES), step, step == 0);
         group_commit();
     };
     const auto all_see = [&](int chunk) { return all_low <= chunk * CHUNK && all_high >= (chunk + 1) * CHUNK; };
-    const auto weigh = [&](float (&top)[2], std::uint32_t (&next)[CHUNK / 4], int chunk, bool careful) {
+    const auto look = [&](float (&top)[2], int chunk, bool careful) {
         const int first = chunk * CHUNK;
         std::uint32_t seen[2] = {};
         if (careful || !all_see(chunk)) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) seen[half] = seen_of(first + 2 * t, low[half], high[half]);
-            weigh_wide<T, true>(next, top, s, scores, seen);
+            find_bases<true>(top, s, scores, seen);
         } else {
-            weigh_wide<T, false>(next, top, s, scores, seen);
+            find_bases<false>(top, s, scores, seen);
         }
+    };
+    // Word i % 4 of step i / 4: of row g + 8 (i % 2), keys 8 (i / 2) + 2t and the next.
+    const auto weigh = [&](const float (&top)[2]) {
+        auto& z = reinterpret_cast<float (&)[CHUNK / 2]>(s);
+        raise(z, scores.factor, top);
+        weight_pairs<T>(reinterpret_cast<std::uint32_t (&)[CHUNK / 4]>(p), z);
     };
     // Which rows see something of the chunk that is joined.
     bool some[2];
@@ -110,28 +122,27 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         }
         return all && vote(by[0].kept != 1.0f || by[1].kept != 1.0f) == 0;
     };
-    const auto join_outputs = [&](bool kept) {
+    // Of 64 columns.
+    const auto join_outputs = [&](int n, bool kept) {
         if (kept) {
-            state[0].l = __fmaf_rn(sums[0][0], by[0].joined, state[0].l);
-            state[1].l = __fmaf_rn(sums[0][2], by[1].joined, state[1].l);
+            if (n == 0) {
+                state[0].l = __fmaf_rn(sums[0][0], by[0].joined, state[0].l);
+                state[1].l = __fmaf_rn(sums[0][2], by[1].joined, state[1].l);
+            }
 #pragma unroll
-            for (int n = 0; n < PARTS; ++n)
+            for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
-                for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                    for (int r = 0; r < 4; ++r) o[n][c][r] = __fmaf_rn(part[n][c][r], by[r / 2].joined, o[n][c][r]);
+                for (int r = 0; r < 4; ++r) o[n][c][r] = __fmaf_rn(part[c][r], by[r / 2].joined, o[n][c][r]);
             return;
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             if (!some[half]) continue;
-            state[half].l = joined(state[half].l, sums[0][2 * half], by[half]);
+            if (n == 0) state[half].l = joined(state[half].l, sums[0][2 * half], by[half]);
 #pragma unroll
-            for (int n = 0; n < PARTS; ++n)
+            for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
-                for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                    for (int r = 2 * half; r < 2 * half + 2; ++r) o[n][c][r] = joined(o[n][c][r], part[n][c][r], by[half]);
+                for (int r = 2 * half; r < 2 * half + 2; ++r) o[n][c][r] = joined(o[n][c][r], part[c][r], by[half]);
         }
     };
     // The outputs of this warp's rows, each lane's 8 columns at a time. False where one may be NaN or Inf.
@@ -176,54 +187,92 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
         return finite(sum);
     };
 
-    int time = 0;  // steps of all tiles so far
-    const auto meet = [&] {
-        await(shared.meeting, time++);  // see attention_wide_tiles.cuh
-        arrive(shared.meeting);
+    const auto keys_there = [&](int step) { await(shared.keys_there[step % STAGES], step / STAGES); };
+    const auto values_there = [&](int step) { await(shared.values_there[step % STAGES], step / STAGES); };
+    const auto keys_used = [&](int step) { arrive(shared.keys_used[step % STAGES]); };
+    const auto values_used = [&](int step) { arrive(shared.values_used[step % STAGES]); };
+    const auto skip_values = [&](int step) {
+        meet();
+        values_there(step);
+        values_used(step);
     };
     __syncthreads();  // the first queries and keys are there
-    arrive(shared.meeting);
+    int time = 0;     // steps of all tiles so far
     float top[2];
-    std::uint32_t next[CHUNK / 4];
     bool weighed = false;  // the tile's first chunk, while the last one of the tile before was joined
     bool last_tile = false;
 #pragma unroll 1
     for (int number = 0; !last_tile; ++number) {
         const WideTile<D>&tile = shared.tiles[number % 2], &after = shared.tiles[(number + 1) % 2];
-        const int end = tile.end[group], until = time + tile.steps;
-        int chunk = tile.begin[group];
-        last_tile = tile.last != 0;
-        if (!weighed && chunk < end) {
-            take(tile);
-            for (int i = tile.first_chunk; i < chunk; ++i) meet();
-            multiply_keys(number, time, true);
-            group_wait<0>(s);
-            weigh(top, next, chunk, false);
+        const int end = shuffle(tile.end[group], 0), until = time + shuffle(tile.steps, 0);
+        int chunk = shuffle(tile.begin[group], 0);
+        last_tile = shuffle(tile.last, 0) != 0;
+        if (!weighed) {
+            for (int i = shuffle(tile.first_chunk, 0); i < chunk && chunk < end; ++i) {
+                keys_there(time);
+                keys_used(time);
+                skip_values(time++);
+            }
+            keys_there(time);
+            if (chunk < end) {
+                take(tile);
+                multiply_keys(number, time, true);
+                group_wait<0>(s);
+                look(top, chunk, false);
+                weigh(top);
+            }
+            keys_used(time);
         }
         weighed = false;
         start(tile);
 #pragma unroll 1
-        for (; chunk < end; ++chunk) {
-            const bool kept = join_bases(top, chunk);
+        for (; chunk < end; ++chunk, ++time) {
+            const bool kept = join_bases(top, chunk), last = chunk + 1 == end, ends = time + 1 == until;
             meet();
-            const bool last = chunk + 1 == end;
-            if (last && time == until && !last_tile)
-                weighed = after.begin[group] == after.first_chunk && after.first_chunk < after.end[group];
-            keep_from_here(p, next, nothing);
-            multiply_keys(weighed ? number + 1 : number, time, !last || weighed);
-            multiply_values(shared.values[(time - 1) % WIDE_STAGES]);
-            group_wait<1>(s);  // the products with the values are under way
-            belongs(s);
+            values_there(time);
+            const unsigned char* const values = shared.values[time % STAGES];
+            multiply_values(values, 0);
+            if (PARTS == 1) {
+                group_wait<0>(part);
+                belongs(sums);
+                join_outputs(0, kept);
+                values_used(time);
+            }
+            keys_there(time + 1);
+            if (last && ends && !last_tile)
+                weighed = shuffle(after.begin[group] == after.first_chunk && after.first_chunk < after.end[group], 0) != 0;
+            const bool more = !last || weighed;
+            multiply_keys(weighed ? number + 1 : number, time + 1, more);
+            if (PARTS == 2) {
+                group_wait<1>(part);  // the scores are under way
+                belongs(part);
+                belongs(sums);
+                join_outputs(0, kept);
+                multiply_values(values, 1);
+                group_wait<1>(s);  // the products with the last columns are under way
+                belongs(s);
+            } else {
+                group_wait<0>(s);
+            }
+            if (!ends || weighed) keys_used(time + 1);
             if (weighed) take(after);
-            if (!last || weighed) weigh(top, next, weighed ? after.first_chunk : chunk + 1, false);
-            group_wait<0>(sums);
-#pragma unroll
-            for (int n = 0; n < PARTS; ++n) belongs(part[n]);
+            if (more) look(top, weighed ? after.first_chunk : chunk + 1, false);
+            if (PARTS == 2) {
+                group_wait<0>(part);
+                values_used(time);
+                join_outputs(1, kept);
+            }
             keep_until_here(p, nothing);
-            join_outputs(kept);
+            if (more) weigh(top);
         }
         if (!write_outputs(tile)) shared.broken[number] = 1;
-        while (time < until) meet();
+        for (int step = time; step < until; ++step) {
+            skip_values(step);
+            if (step + 1 == until) break;
+            keys_there(step + 1);
+            keys_used(step + 1);
+        }
+        time = until;
     }
     __syncthreads();  // all tiles have been multiplied
 
@@ -252,33 +301,31 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
             if (takes_part) {
                 multiply_keys(0, 0, true);
                 group_wait<0>(s);
-                weigh(top, next, chunk, true);
+                look(top, chunk, true);
+                weigh(top);
 #pragma unroll
-                for (int i = 0; i < CHUNK / 4; ++i) {
-                    p[i / 4][i % 4] = next[i];
-                    shared.weights[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = next[i];
-                }
+                for (int i = 0; i < CHUNK / 4; ++i) shared.weights()[warp][g + 8 * (i % 2)][4 * (i / 2) + t] = p[i / 4][i % 4];
             }
             __syncthreads();  // the weights are there
             if (!takes_part) continue;
             join_bases(top, chunk);
-            multiply_values(without);
-            group_wait<0>(sums);
-            keep_until_here(p, nothing);
 #pragma unroll
             for (int n = 0; n < PARTS; ++n) {
-                belongs(part[n]);
+                multiply_values(without, n);
+                group_wait<0>(part);
+                belongs(sums);
+                keep_until_here(p, nothing);
 #pragma unroll
                 for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
                     for (int r = 0; r < 4; ++r) {
                         const int column = 64 * n + 8 * c + 2 * t + r % 2;
-                        const std::uint32_t* const weights = shared.weights[warp][g + 8 * (r / 2)];
-                        part[n][c][r] = add_specials_wide<T>(part[n][c][r], values, weights, column,
-                                                             low[r / 2] - chunk * CHUNK, high[r / 2] - chunk * CHUNK);
+                        const std::uint32_t* const weights = shared.weights()[warp][g + 8 * (r / 2)];
+                        part[c][r] = add_specials_wide<T>(part[c][r], values, weights, column, low[r / 2] - chunk * CHUNK,
+                                                          high[r / 2] - chunk * CHUNK);
                     }
+                join_outputs(n, false);
             }
-            join_outputs(false);
         }
         __syncthreads();  // the last chunk has been used
         write_outputs(tile);

@@ -1,22 +1,20 @@
 // What a block of attention_wide.cuh has in shared memory, which tiles it takes one after another, and the warpgroup that
 // brings them: their queries, keys and values, and what the others have to know of their rows.
 //
-// The chunks of a block's tiles follow one another, those of a tile in ascending order, a chunk a step. A tile takes four
-// steps at least, of which the last ones may have no chunk. Every warp of the block arrives at a meeting in each step and
-// waits for the others to have arrived in the step before, so that they may be up to a step apart. When all have arrived in
-// step u
-//   keys of u + 2 and values of u + 1 have been copied, and keys of u and values of u - 1 have been read
-// and whoever has waited in step u reads keys of u + 1 and values of u, or writes keys of u + 3 and values of u + 2 over
-// keys of u - 1 and values of u - 2. A tile's queries and rows come with its first keys. They take the place of those of the
-// tile before the last one, whose outputs have been written when the last one's first step is reached, four steps before.
+// The chunks of a block's tiles follow one another, those of a tile in ascending order, a chunk a step. A tile takes STAGES + 1
+// steps at least, of which the last ones may have no chunk. Keys of step u lie in stage u % STAGES, and so do its values. Of every
+// step the bringer tells when the keys are there, and when the values are, and every warp that multiplies tells when it has used
+// either, or that it does not want them; what comes STAGES steps later may then take their place. A tile's queries and rows come
+// with its first keys. They take the place of those of the tile before the last one: when these keys may come, the last tile's second
+// ones have been used, before which the outputs of the one before were written.
 #pragma once
 
 #include "attention_wide_rows.cuh"
 
 #include <utility>
 
-constexpr int WIDE_STAGES = 4, LEAST_STEPS = 4, MOST_TILES = 256;  // of a block
-template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;        // that multiply: as many as registers allow
+constexpr int MOST_TILES = 256, STAGES = 2, LEAST_STEPS = STAGES + 1;  // of a block; of keys and of values; of a tile
+template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;           // that multiply: as many as registers allow
 template <int D> constexpr int WIDE_ROWS = WIDE_GROUPS<D> * GROUP_ROWS;
 template <int D> constexpr int WIDE_THREADS = (WIDE_GROUPS<D> + 1) * GROUP_THREADS;
 
@@ -32,13 +30,20 @@ template <int D> struct WideTile {
     long long first_output;
 };
 template <int D> struct alignas(1024) WideShared {
-    unsigned char queries[2][WIDE_GROUPS<D>][D / 64 * TILE_BYTES];
-    unsigned char keys[WIDE_STAGES][D / 64 * TILE_BYTES], values[WIDE_STAGES][D / 64 * TILE_BYTES];
-    std::uint32_t ones[8 * 32];                                    // of T, in pairs: 8 rows of a tile
-    std::uint32_t weights[WIDE_GROUPS<D> * WARPS][ROWS][P_PITCH];  // of a careful pass
+    using Weights = std::uint32_t[WIDE_GROUPS<D> * WARPS][ROWS][CHUNK / 2];  // of a careful pass
+    unsigned char queries[2][WIDE_GROUPS<D>][D / 64 * QUERY_TILE];
+    unsigned char keys[STAGES][D / 64 * TILE_BYTES], values[STAGES][D / 64 * TILE_BYTES];
+    std::uint32_t ones[8 * 32];  // of T, in pairs: 8 rows of a tile
+    unsigned char more[D == 64 ? sizeof(Weights) : 16];
     WideTile<D> tiles[2];
-    Meeting meeting;
+    Meeting keys_there[STAGES], values_there[STAGES], keys_used[STAGES], values_used[STAGES];
     unsigned char broken[MOST_TILES];
+
+    // A careful pass has one chunk at a time; with heads of 128 its weights take the place of the next one's keys.
+    __device__ Weights& weights() {
+        static_assert(sizeof(Weights) <= (D == 64 ? sizeof more : sizeof keys[1]));
+        return *reinterpret_cast<Weights*>(D == 64 ? more : keys[1]);
+    }
 };
 
 // The block's n-th tile. Some KV heads are taken at once, whose keys and values the second-level cache holds; of their tiles
@@ -80,7 +85,7 @@ template <int D, class T> class Bringer {
 
     __device__ int thread() const { return threadIdx.x % GROUP_THREADS; }
     __device__ unsigned char* piece_in(unsigned char* stages, int step) const {
-        return stages + step % WIDE_STAGES * STAGE_BYTES + place(thread() / PIECES, thread() % PIECES);
+        return stages + step % STAGES * STAGE_BYTES + place<TILE_BYTES>(thread() / PIECES, thread() % PIECES);
     }
     template <int... i>
     __device__ void load_whole(unsigned char* to, const T* from, std::integer_sequence<int, i...>) const {
@@ -112,13 +117,13 @@ template <int D, class T> class Bringer {
         const Problem& problem = *tile.problem;
         const T* const first = q + static_cast<long long>(tile.b) * problem.T * problem.q_stride + tile.head * tile.G * D;
         const int piece = thread() % PIECES, from = thread() / PIECES;
-        unsigned char* const piece_to = to + place(from, piece);
+        unsigned char* const piece_to = to + place<QUERY_TILE>(from, piece);
 #pragma unroll 4
         for (int i = 0; i < WIDE_ROWS<D>; i += STRIDE) {
             const int r = tile.first + from + i, query = tile.query(r), head = r - query * tile.G;
             const bool exists = r < tile.count;
             const T* at = first + static_cast<long long>(query) * problem.q_stride + (head * D + piece * 8);
-            copy_async<16>(piece_to + i / GROUP_ROWS * (D / 64 * TILE_BYTES) + i % GROUP_ROWS * 128, exists ? at : q, exists);
+            copy_async<16>(piece_to + i / GROUP_ROWS * (D / 64 * QUERY_TILE) + i % GROUP_ROWS * 128, exists ? at : q, exists);
         }
 #pragma unroll 1
         for (int row = thread(); row < WIDE_ROWS<D>; row += GROUP_THREADS) {
@@ -144,15 +149,21 @@ template <int D, class T> class Bringer {
         left = steps_of(keys);
         fresh = true;
     }
-    // Values of one step, then keys of the next; with a tile's first keys what goes with it.
-    __device__ void load_step() {
-        if (values.chunk < values.end) load(piece_in(shared.values[0], step - 1), v, values);
+    // Of the next step; with a tile's first keys what goes with it.
+    __device__ void load_keys() {
         if (left > 0) {
             if (keys.chunk < keys.end) load(piece_in(shared.keys[0], step), k, keys);
             if (fresh) load_queries(shared.queries[number % 2][0], shared.tiles[number % 2]);
             fresh = false;
         }
         commit_async();
+    }
+    // Of the step before.
+    __device__ void load_values() {
+        if (values.chunk < values.end) load(piece_in(shared.values[0], step - 1), v, values);
+        commit_async();
+    }
+    __device__ void advance() {
         values = keys;
         if (left == 0) return;
         ++step;
@@ -168,23 +179,28 @@ public:
 
     __device__ void run() {
         enter();
-#pragma unroll 1
-        for (int i = 0; i < 3; ++i) load_step();
-        wait_async<2>();
+        load_keys();
+        advance();
+        wait_async<0>();
         publish_shared();
+        arrive(shared.keys_there[0]);
         __syncthreads();  // the first queries and keys are there
-        wait_async<1>();
-        publish_shared();
-        arrive(shared.meeting);
 #pragma unroll 1
-        for (int u = 0; u < step; ++u) {
+        for (int u = 1; u <= step; ++u) {
+            if (u > 1) meet();
+            if (u >= STAGES) await(shared.keys_used[u % STAGES], u / STAGES - 1);
+            load_keys();
+            if (u > STAGES) await(shared.values_used[(u - 1) % STAGES], (u - 1) / STAGES - 1);
+            load_values();
+            advance();
+            wait_async<1>();
+            publish_shared();
+            arrive(shared.keys_there[u % STAGES]);
             wait_async<0>();
             publish_shared();
-            await(shared.meeting, u);
-            arrive(shared.meeting);
-            load_step();
+            arrive(shared.values_there[(u - 1) % STAGES]);
         }
-        wait_async<0>();
+        meet();
         __syncthreads();  // all tiles have been multiplied
     }
     // All keys and values of a tile again, one chunk after the other.

@@ -66,11 +66,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
                    FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 // Both operands from shared memory.
-#define WGMMA_SHARED_64(type)                                                                                     \
-    asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0;\n"                                                   \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
-                 "%32, %33, add, 1, 1, 0, 0; }"                                                                   \
-                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+#define WGMMA_SHARED_128(type)                                                                                    \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %66, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " D64                             \
+                 "%64, %65, add, 1, 1, 0, 0; }"                                                                   \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9),      \
+                   FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
                  : "l"(rows), "l"(tokens), "r"(add))
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -117,11 +118,11 @@ __device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[
 __device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
     WGMMA_128("f16", "1");
 }
-__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
-    WGMMA_SHARED_64("bf16");
+__device__ inline void wgmma_shared(float (&d)[16][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_SHARED_128("bf16");
 }
-__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __half) {
-    WGMMA_SHARED_64("f16");
+__device__ inline void wgmma_shared(float (&d)[16][4], std::uint64_t rows, std::uint64_t tokens, int add, __half) {
+    WGMMA_SHARED_128("f16");
 }
 __device__ inline void group_fence() { asm volatile("wgmma.fence.sync.aligned;"); }
 __device__ inline void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;"); }
@@ -139,12 +140,7 @@ template <int NT> __device__ inline void belongs(float (&d)[NT][4]) {
     for (int j = 0; j < NT; ++j) asm volatile("" : FOUR(j));
 }
 // The tensor core reads a when it comes to it, and the assembler takes a's registers for free from the step on. What keeps
-// other values out of them: a comes to be by an instruction, before the fence, and another one, after the group_wait that
-// covers the steps, seems to want it. never: 0, but not known to be.
-template <int N> __device__ inline void keep_from_here(std::uint32_t (&a)[N][4], const std::uint32_t (&from)[4 * N], std::uint32_t never) {
-#pragma unroll
-    for (int i = 0; i < 4 * N; ++i) asm volatile("or.b32 %0, %1, %2;" : "=r"(a[i / 4][i % 4]) : "r"(from[i]), "r"(never));
-}
+// other values out of them: an instruction after the group_wait that covers the steps seems to want a. never: 0, but not known to be.
 template <int N> __device__ inline void keep_until_here(const std::uint32_t (&a)[N][4], std::uint32_t never) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
@@ -154,8 +150,9 @@ template <int N> __device__ inline void keep_until_here(const std::uint32_t (&a)
 // What this thread wrote to shared memory is seen by the tensor core after the next barrier.
 __device__ inline void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A barrier of `warps` warps in two halves: a warp that has arrived goes on, and waits for the others only where it needs
-// what they did before they arrived. Times count from 0; a warp waits for one before it arrives for the next.
+// A barrier of `warps` warps in two halves: who has done something arrives, and who needs it waits, for one time after the
+// other, counted from 0; nobody may be two times ahead of who waits. On the CPU all threads of the block meet instead, where
+// `meet` says so, as often as each other.
 __device__ inline void open_meeting(Meeting& meeting, int warps) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(warps)
                  : "memory");
@@ -175,6 +172,8 @@ __device__ inline void await(Meeting& meeting, int time) {
         : "memory");
 }
 
+__device__ inline void meet() {}
+
 // How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
 template <int count, int launched = 168> __device__ inline void keep_registers() {
     if (count < launched) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
@@ -193,11 +192,11 @@ __device__ inline void group_fence() {}
 __device__ inline void group_commit() {}
 template <int pending, int NT> __device__ inline void group_wait(float (&)[NT][4]) {}
 template <int NT> __device__ inline void belongs(float (&)[NT][4]) {}
-template <int N> __device__ inline void keep_from_here(std::uint32_t (&)[N][4], const std::uint32_t (&)[4 * N], std::uint32_t) {}
 template <int N> __device__ inline void keep_until_here(const std::uint32_t (&)[N][4], std::uint32_t) {}
 __device__ inline void open_meeting(Meeting&, int) {}
 __device__ inline void arrive(Meeting&) {}
 __device__ inline void await(Meeting&, int) {}
+__device__ inline void meet() {}
 __device__ inline void publish_shared() {}
 template <int count, int launched = 168> __device__ inline void keep_registers() {}
 

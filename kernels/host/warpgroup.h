@@ -153,14 +153,11 @@ template <int pending, int NT> inline void group_wait(float (&)[NT][4]) {
     if (due > 0) cpu::make_steps(steps, due);
 }
 template <int NT> inline void belongs(float (&)[NT][4]) {}
-template <int N> inline void keep_from_here(std::uint32_t (&a)[N][4], const std::uint32_t (&from)[4 * N], std::uint32_t) {
-    std::memcpy(a, from, sizeof a);
-}
 template <int N> inline void keep_until_here(const std::uint32_t (&)[N][4], std::uint32_t) {}
-// All threads of the block meet where they wait.
 inline void open_meeting(Meeting&, int) {}
 inline void arrive(Meeting&) {}
-inline void await(Meeting&, int) { __syncthreads(); }
+inline void await(Meeting&, int) {}
+inline void meet() { __syncthreads(); }
 inline void publish_shared() {}
 template <int count, int launched = 168> inline void keep_registers() {}
 

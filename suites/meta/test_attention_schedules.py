@@ -26,10 +26,10 @@ FORCED = {
     "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
     "few, a block for every chunk": {**FEW, "SPLIT_BLOCKS": 10**6},
 }
-INFINITE = [Case("attention", (1, 9, 2, 1, D, 132), "infinite", dtype) for D, dtype in ((64, "bf16"), (128, "fp16"))]
+INFINITE = [Case("attention", (1, 9, 2, 1, D, 260), "infinite", dtype) for D, dtype in ((64, "bf16"), (128, "fp16"))]
 """Values that are Inf in heads that the wide kernels take, which add them to their own columns."""
 SCALED = [
-    Case("attention", (1, 9, 2, 1, D, 132), dtype=dtype, options=(f"scale={scale}",))
+    Case("attention", (1, 9, 2, 1, D, 260), dtype=dtype, options=(f"scale={scale}",))
     for D, dtype in ((64, "bf16"), (128, "fp16"))
     for scale in ("-0.1", "1e13", "0.0")
 ]
@@ -80,17 +80,17 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "positions", "window", "expected"),
     [
-        ((1, 1, 32, 8), 8192, None, Schedule("few", 1, 33, 128)),
-        ((1, 1, 32, 8), 64, None, Schedule("few", 1)),
-        ((1, 1, 32, 8), 128, None, Schedule("few", 1)),  # two chunks: a second kernel takes longer
-        ((1, 1, 32, 8), 129, None, Schedule("few", 1, 3, 3)),
+        ((1, 1, 32, 8), 8192, None, Schedule("few", 1, 33, 64)),
+        ((1, 1, 32, 8), 128, None, Schedule("few", 1)),
+        ((1, 1, 32, 8), 256, None, Schedule("few", 1)),  # two chunks: a second kernel takes longer
+        ((1, 1, 32, 8), 257, None, Schedule("few", 1, 3, 3)),
         ((32, 1, 32, 8), 8192, None, Schedule("few", 1)),  # blocks enough without
-        ((16, 1, 32, 8), 8192, None, Schedule("few", 1, 2, 128)),
-        ((1, 1, 64, 8), 8192, 128, Schedule("few", 1, 4, 4)),
-        ((1, 4, 32, 8), 1024, None, Schedule("few", 1, 16, 16)),  # 16 rows
+        ((16, 1, 32, 8), 8192, None, Schedule("few", 1, 2, 64)),
+        ((1, 1, 64, 8), 8192, 128, Schedule("few", 1, 3, 3)),
+        ((1, 4, 32, 8), 1024, None, Schedule("few", 1, 8, 8)),  # 16 rows
         ((1, 17, 8, 8), 256, None, Schedule("many", 1)),
-        ((1, 17, 8, 8), 257, None, Schedule("few", 2, 5, 5)),
-        ((1, 64, 8, 8), 1025, None, Schedule("few", 4, 8, 17)),
+        ((1, 17, 8, 8), 257, None, Schedule("few", 2, 3, 3)),
+        ((1, 64, 8, 8), 1025, None, Schedule("few", 4, 8, 9)),
         ((1, 65, 8, 8), 8192, None, Schedule("many", 2)),
         ((1, 2048, 32, 32), 2048, None, Schedule("many", 32)),  # heads of 32
     ],
@@ -141,4 +141,4 @@ def test_blocks_share_tiles_and_none_takes_more_than_it_can():
 def test_codes_are_split_over_twice_as_many_blocks():
     cache = functional.kv_cache(16, 8, 8192, 32, "mxfp4", device=host.open_device())
     q = torch.empty(16, 1, 32, 32, dtype=torch.bfloat16)
-    assert schedule(q, cache, None, "sm_90") == Schedule("few", 1, 4, 128)
+    assert schedule(q, cache, None, "sm_90") == Schedule("few", 1, 4, 64)

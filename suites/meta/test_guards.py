@@ -214,9 +214,12 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 ATTENTION = Case("attention", (1, 1, 1, 1, 32, 1))
 BARRIERS = {
-    "before the chunk maximum": ("all maxima are there", "a write and a read of the same 4 bytes of shared memory"),
-    "before P V": ("all weights are there", "a read and a write of the same 4 bytes of shared memory"),
-    "before Q K": ("the chunk is there, the one before has been used", "a read and a write of the same 16 bytes"),
+    "before the chunk maximum": ("the keys have been used", "a write and a read of the same 4 bytes of shared memory"),
+    "before P V": ("values and weights are there", "a read and a write of the same 4 bytes of shared memory"),
+    "before Q K": (
+        "copied keys are there, the last values have been used",
+        "a read and a write of the same 16 bytes",
+    ),
 }
 
 
@@ -253,7 +256,7 @@ def test_a_missing_barrier_is_a_race(place):
     """Of these, the second goes unnoticed without: the order of fibers happens to be right."""
     text, sentence = BARRIERS[place]
     old = f"        __syncthreads();  // {text}\n"
-    execution = run("attention_few.cuh", old, "", ATTENTION, checks=frozenset(["racecheck"]))
+    execution = run("attention.cuh", old, "", ATTENTION, checks=frozenset(["racecheck"]))
     assert execution.violations[0].startswith(f"attention_few64_bf16: {sentence}")
     assert "without a barrier between: thread (" in execution.violations[0]
 
@@ -311,7 +314,7 @@ def test_a_workspace_that_nothing_wrote_is_named():
 def test_a_drawn_order_shows_a_missing_barrier_without_the_check(place):
     """What racecheck proves, other bits show."""
     text = BARRIERS[place][0]
-    broken = host.open_device(shipped().replaced("attention_few.cuh", f"        __syncthreads();  // {text}\n", ""))
+    broken = host.open_device(shipped().replaced("attention.cuh", f"        __syncthreads();  // {text}\n", ""))
     op, case = find("attention"), Case("attention", (2, 1, 8, 1, 128, 65), options=("sinks",))
     inputs = op.make_inputs(case)
     right = digest(execute(op, case, host.open_device(), inputs).outputs)

@@ -20,7 +20,7 @@ from mxharness.functional.common import ACTIVATIONS
 from mxharness.functional.dispatch import WGMMA
 from mxharness.functional.kv_cache import KVCache
 
-CHUNK = 64
+CHUNK = 128
 """Keys whose weights are relative to one maximum."""
 FEW_TILE, MANY_TILE, GROUP_TILE = 16, 64, 64
 """Rows that a block owns; of wide ones, each of their warpgroups."""

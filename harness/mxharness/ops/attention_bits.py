@@ -1,6 +1,6 @@
 """The bits of attention's core in numpy: the order that kernels/attention.cu declares, without the kernel's schedule.
 
-Here are no blocks, warps or lanes: for every row of queries the keys are taken in chunks of 64 at absolute positions.
+Here are no blocks, warps or lanes: for every row of queries the keys are taken in chunks of 128 at absolute positions.
 q k^T, p v and the sums of p are chains of the modelled tensor core (tensor_core.py), 2^x is elementary_bits.exp2, and
 every other operation is one of float32. Values that are NaN or Inf stay out of the chain over a chunk and are added,
 times their weight, in ascending order to the rows that see them.
@@ -71,7 +71,7 @@ def _start(rule: Rule, T: int, G: int, sizes: tuple[int, ...], dtype: torch.dtyp
 
 
 def _chunk(rows: Wide, keys: Wide, values: Wide, visible: Seen, scale: float, dtype: torch.dtype) -> State:
-    """Of up to 64 keys (.., D) alone; values (.., 64, D), rows (.., R, D), visible (.., R, 64)."""
+    """Of up to CHUNK keys (.., D) alone; values (.., CHUNK, D), rows (.., R, D), visible (.., R, CHUNK)."""
     name, count = ACTIVATIONS[dtype], keys.shape[-2]
     products = tensor_core.mma(np.zeros((*visible.shape[:-1], count)), rows, keys, name).astype(np.float32)
     s = np.full(visible.shape, -INFINITY)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mxharness import mxfp4, regimes
 from mxharness.op import Case, Tensors
+from mxharness.ops.attention_reference import CHUNK
 from mxharness.ops.kv_cache import HEAD_DIMS, angles, tables
 
 PROJECTIONS = ("q", "k", "v")
@@ -42,25 +43,25 @@ CORE = (
         Case("attention", shape, regime=regime, dtype=dtype, options=options)
         for shape, regime, options in (
             ((1, 1, 1, 1, 32, 1), "normal", ()),  # one key
-            ((2, 1, 4, 1, 64, 63), "normal", ("page=16",)),
-            ((2, 1, 8, 1, 128, 65), "normal", ("sinks",)),
-            ((3, 1, 3, 3, 80, 130), "normal", ("sinks", "window=20")),
-            ((2, 5, 6, 2, 96, 64), "normal", ("sinks",)),
-            ((1, 70, 2, 1, 64, 70), "normal", ("sinks", "window=66")),
-            ((1, 9, 8, 1, 128, 130), "normal", ("window=1",)),
+            ((2, 1, 4, 1, 64, 127), "normal", ("page=16",)),
+            ((2, 1, 8, 1, 128, 129), "normal", ("sinks",)),
+            ((3, 1, 3, 3, 80, 258), "normal", ("sinks", "window=20")),
+            ((2, 5, 6, 2, 96, 128), "normal", ("sinks",)),
+            ((1, 134, 2, 1, 64, 134), "normal", ("sinks", "window=130")),
+            ((1, 9, 8, 1, 128, 258), "normal", ("window=1",)),
             ((2, 18, 3, 1, 32, 40), "normal", ("page=7", "window=5")),
-            ((2, 7, 2, 1, 80, 65), "normal", ("cache=mxfp4", "page=16")),
-            ((2, 1, 4, 4, 128, 129), "normal", ("cache=mxfp4", "sinks", "window=70")),
+            ((2, 7, 2, 1, 80, 129), "normal", ("cache=mxfp4", "page=16")),
+            ((2, 1, 4, 4, 128, 257), "normal", ("cache=mxfp4", "sinks", "window=140")),
             ((1, 3, 4, 1, 96, 66), "normal", ("cache=mxfp4",)),
             ((2, 4, 2, 2, 64, 70), "normal", ("full", "scale=0.3")),
             ((2, 3, 4, 2, 64, 70), "large", ("sinks",)),
-            ((2, 3, 4, 2, 64, 130), "equal", ()),
-            ((2, 9, 4, 2, 64, 130), "nan", ()),
+            ((2, 3, 4, 2, 64, 258), "equal", ()),
+            ((2, 9, 4, 2, 64, 250), "nan", ()),
             ((2, 3, 2, 1, 32, 70), "nan", ("cache=mxfp4", "window=9")),
-            ((1, 3, 2, 1, 32, 130), "blocked", ()),
-            ((1, 9, 2, 1, 32, 132), "infinite", ()),
-            ((1, 3, 4, 2, 32, 130), "faint", ("sinks",)),
-            ((3, 5, 4, 2, 64, 132), "integers", (f"window={SEEN}",)),
+            ((1, 3, 2, 1, 32, 258), "blocked", ()),
+            ((1, 9, 2, 1, 32, 250), "infinite", ()),
+            ((1, 3, 4, 2, 32, 258), "faint", ("sinks",)),
+            ((3, 5, 4, 2, 64, 260), "integers", (f"window={SEEN}",)),
         )
         for dtype in ("bf16", "fp16")
     ),
@@ -82,8 +83,8 @@ BLOCKS = tuple(
     Case(name, (*shape[:3], *heads[name], *shape[3:]), regime=regime, dtype=dtype, options=options)
     for shape, heads, regime, options in (
         ((2, 3, 64, 32, 4), HEADS[0], "normal", ("fused", "rope=half")),
-        ((1, 9, 32, 64, 60), HEADS[0], "normal", ("page=16", "rope=interleaved", "window=20")),
-        ((2, 1, 64, 96, 70), HEADS[1], "normal", ("bias", "fused", "rope=yarn", "sinks")),
+        ((1, 9, 32, 64, 124), HEADS[0], "normal", ("page=16", "rope=interleaved", "window=20")),
+        ((2, 1, 64, 96, 134), HEADS[1], "normal", ("bias", "fused", "rope=yarn", "sinks")),
         ((1, 2, 96, 80, 1), HEADS[0], "normal", ()),
         ((2, 2, 64, 64, 5), HEADS[3], "normal", ("cache=mxfp4", "fused", "rope=half")),
         ((1, 5, 32, 128, 0), HEADS[2], "normal", ("bias", "cache=mxfp4", "page=4")),
@@ -215,9 +216,9 @@ def _arranged(case: Case, name: str, rows: torch.Tensor) -> torch.Tensor:
         case "cancelling" if not keys:
             return torch.where(torch.arange(S) < S // 2, 1, -1).unsqueeze(-1) * (rows * 0.15 + 1)
         case "blocked" if keys:
-            rows[:, :, :70, 0] = -torch.inf
+            rows[:, :, : CHUNK + 6, 0] = -torch.inf
         case "faint":
-            middle = torch.arange(S) // 64 == 1
+            middle = torch.arange(S) // CHUNK == 1
             if keys:
                 rows[..., 0] = torch.where(middle, 0.0, -102.0)  # e^-18
             else:
@@ -277,7 +278,7 @@ def fuzz(name: str) -> st.SearchStrategy[Case]:
         st.integers(1, 9),
         st.tuples(st.integers(1, 2), st.integers(1, 4)),
         st.sampled_from(HEAD_DIMS),
-        st.one_of(st.integers(0, 12), st.integers(55, 70), st.integers(120, 135)),
+        st.one_of(st.integers(0, 12), st.integers(55, 70), st.integers(120, 135), st.integers(250, 260)),
         st.integers(0, 10_000),
         st.sampled_from(("bf16", "fp16")),
         st.integers(0, 10_000),

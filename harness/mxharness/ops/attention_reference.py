@@ -11,7 +11,7 @@ The rounded weights are the ones that are summed in the denominator too, so all 
 with e_j = the sum of them, y' = sum w_j exp(+-e_j) v_j / sum w_j exp(+-e_j), and therefore
   |y' - y| <= sum w_j expm1(e_j) |v_j - y| / sum w_j exp(-e_j)
 (subtract y from every v_j: nothing else changes). A sink is one more weight, its value zero. Roundings that differ
-above and below the line - 64 products and 64 weights on the tensor core, a sum for either of a chunk that is joined,
+above and below the line - 128 products and 128 weights on the tensor core, a sum for either of a chunk that is joined,
 the quotient - are gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and
 sum w_j error_j.
 """
@@ -29,7 +29,7 @@ from mxharness.golden import VALUES, decode
 from mxharness.op import Case, Expected, Tensors
 from mxharness.ops.kv_cache_reference import gathered
 
-CHUNK = 64
+CHUNK = 128
 _U, _LEFT_OUT = 2.0**-24, 2.0**-125
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from mxharness.faults.planted.fault import Fault, KernelChange
 
 _SOFTMAX = "weight_pairs<T>(mine, z);"
-_SCORES = "for (int i = 0; i < 4; ++i) mine[i] = pack<T>(s[0][i / 2][i % 2 * 2], s[0][i / 2][i % 2 * 2 + 1]);"
+_SCORES = "for (int i = 0; i < OWN / 4; ++i) mine[i] = pack<T>(s[0][i / 2][i % 2 * 2], s[0][i / 2][i % 2 * 2 + 1]);"
 _END = "return ((problem->causal ? position(last) + 1 : length) + CHUNK - 1) / CHUNK;"
 _BARRIER = "        __syncthreads();  // {}\n"
 _SHARED, _FEW, _MANY, _WIDE = "attention.cuh", "attention_few.cuh", "attention_many.cuh", "attention_wide.cuh"
-_WAIT = (
-    "            group_wait<0>(sums);\n#pragma unroll\n            for (int n = 0; n < PARTS; ++n) belongs(part[n]);\n"
-)
 _UNDEFINED = (
     "barrier-dropped-before-scores",
     "barrier-dropped-before-values",
@@ -25,7 +22,7 @@ _PLACES = {
     "head-stride-of-another-layout": "heads 1 to 4",
     "grouped-output-never-written": "heads of its group from 1 on",
     "causal-mask-long-by-one": "tokens up to 3",
-    "unseen-value-times-zero": "dimensions 5, 8",
+    "unseen-value-times-zero": "positions 240 to 247",
 }
 
 FAULTS = tuple(
@@ -184,7 +181,7 @@ FAULTS = tuple(
             "        sum[half] = __fadd_rn(sum[half], weight32<T>(s[0][i / 2][2 * half + i % 2]));\n"
             "    sum[half] = warp_reduce<4>(sum[half], Sum());\n"
             "}",
-            "bound",
+            "predicted",
         ),
         (
             "softmax-of-an-approximate-exponential",
@@ -199,8 +196,8 @@ FAULTS = tuple(
             "barrier-dropped-before-scores",
             "any tiled kernel",
             "a race: keys are read before all of them have been staged",
-            _FEW,
-            _BARRIER.format("the chunk is there, the one before has been used"),
+            _SHARED,
+            _BARRIER.format("copied keys are there, the last values have been used"),
             "",
             "bound",
         ),
@@ -208,8 +205,8 @@ FAULTS = tuple(
             "barrier-dropped-before-values",
             "any tiled kernel",
             "a race: values are weighed before all weights have been written",
-            _FEW,
-            _BARRIER.format("all weights are there"),
+            _SHARED,
+            _BARRIER.format("values and weights are there"),
             "",
             "bound",
         ),
@@ -218,26 +215,26 @@ FAULTS = tuple(
             "llama-orch, mxfp4_attention.cu",
             "warps without columns of the output return while the others wait",
             _FEW,
-            _BARRIER.format("all weights are there"),
-            "        if (16 * warp >= D) return;\n" + _BARRIER.format("all weights are there"),
+            "        chunks.weights();",
+            "        if (16 * warp >= D) return;\n        chunks.weights();",
             "crash",
         ),
         (
             "wait-dropped-before-a-barrier",
             "NVIDIA/Fuser PR 3438",
             "a race: the barrier is there, but nobody has waited for the asynchronous copies of the chunk",
-            _FEW,
-            "wait_async<0>();",
+            _SHARED,
+            "            else wait_async<0>();\n",
             "",
-            "crash",
+            "bound",
         ),
         (
             "wait-for-all-but-the-chunk-itself",
             "csarofeen/pytorch PR 2457, tile-ai/tilelang PR 2505",
             "a race: the wait leaves a group of copies too many on its way, the one that is read next",
-            _MANY,
-            "wait_async<0>();",
+            _SHARED,
             "wait_async<1>();",
+            "wait_async<2>();",
             "crash",
         ),
         (
@@ -245,12 +242,8 @@ FAULTS = tuple(
             "generic: asynchronous tensor core steps",
             "a race: nobody waits for the products of weights and values before they join the output",
             _WIDE,
-            _WAIT,
-            # what registers hold at first is nobody's: were it NaN, the second pass would make all rows again
-            "            if (chunk + 1 == end) group_wait<0>(sums);\n"
-            "            if (chunk == tile.begin[group])\n"
-            "                for (int i = 0; i < PARTS * COLUMNS * 4; ++i)\n"
-            "                    part[i / 32][i / 4 % 8][i % 4] = sums[0][i % 4] = 0;\n",
+            "                group_wait<0>(part);\n                values_used(time);",
+            "                if (chunk + 1 == end) group_wait<0>(part);\n                values_used(time);",
             "bound",
         ),
         (
@@ -267,8 +260,8 @@ FAULTS = tuple(
             "generic: rings of stages",
             "every chunk's weights are those of the chunk before: the next keys lie a stage further on",
             _WIDE,
-            "number, time, !last || weighed);",
-            "number, time - 1, !last || weighed);",
+            "number, time + 1, more);",
+            "number, time, more);",
             "bound",
         ),
     )

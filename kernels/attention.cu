@@ -21,7 +21,7 @@
 //   O_c  = p V, a chain of eight tensor core steps from zero
 // Chunks join the state (m, l, O), from (-inf, 0, 0) or, with a sink, from (ceil(sink log2(e)), 2^z times the constant, 0):
 //   m' = max(m, m_c), l = l 2^(m - m') + l_c 2^(m_c - m'), O likewise: both factors exact, one of them 1, one rounding
-// A chunk of which the row sees nothing leaves the row's state as it is. y = O / l, rounded to float32 and to its type.
+// A chunk of which the row sees nothing leaves the row's state as it is. y = O (1 / l), either rounded to float32 and the product to y's type.
 //
 // The bits are those of that order, whichever schedule ran: attention_few.cuh for few rows (decoding, mostly), here,
 // attention_many.cuh for many, or attention_wide.cuh for many on Hopper. A row is t G + g of a KV head: position t, query
@@ -31,7 +31,7 @@
 using Bytes = const std::uint8_t*;
 constexpr int FEW_BLOCKS = 4;  // at once on one multiprocessor: how many registers a thread may have
 
-extern "C" __device__ const unsigned attention_few64_bf16_shared = sizeof(FewShared<64, Plain<__nv_bfloat16>>);
+extern "C" __device__ const unsigned attention_few64_bf16_shared = FEW_BYTES<64, Plain<__nv_bfloat16>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,
                          Bytes, Bytes, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__nv_bfloat16>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_bf16_shared = sizeof(FewShared<128, Plain<__nv_bfloat16>>);
+extern "C" __device__ const unsigned attention_few128_bf16_shared = FEW_BYTES<128, Plain<__nv_bfloat16>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,
                           Bytes, Bytes, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__nv_bfloat16>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_fp16_shared = sizeof(FewShared<64, Plain<__half>>);
+extern "C" __device__ const unsigned attention_few64_fp16_shared = FEW_BYTES<64, Plain<__half>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_fp16(__half* y, const __half* q, const __half* k, const __half* v, Bytes, Bytes, const int* table,
                          const int* lengths, const float* sinks, int T, int H, int Hkv, int D, int q_stride, int page,
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__half>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_fp16_shared = sizeof(FewShared<128, Plain<__half>>);
+extern "C" __device__ const unsigned attention_few128_fp16_shared = FEW_BYTES<128, Plain<__half>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_fp16(__half* y, const __half* q, const __half* k, const __half* v, Bytes, Bytes,
                           const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv, int D,
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Plain<__half>{v}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_mxfp4_bf16_shared = sizeof(FewShared<64, Packed<__nv_bfloat16>>);
+extern "C" __device__ const unsigned attention_few64_mxfp4_bf16_shared = FEW_BYTES<64, Packed<__nv_bfloat16>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_mxfp4_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, Bytes k, Bytes v, Bytes k_scales,
                                Bytes v_scales, const int* table, const int* lengths, const float* sinks, int T, int H,
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__nv_bfloat16>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_mxfp4_bf16_shared = sizeof(FewShared<128, Packed<__nv_bfloat16>>);
+extern "C" __device__ const unsigned attention_few128_mxfp4_bf16_shared = FEW_BYTES<128, Packed<__nv_bfloat16>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_mxfp4_bf16(__nv_bfloat16* y, const __nv_bfloat16* q, Bytes k, Bytes v, Bytes k_scales,
                                 Bytes v_scales, const int* table, const int* lengths, const float* sinks, int T,
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__nv_bfloat16>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few64_mxfp4_fp16_shared = sizeof(FewShared<64, Packed<__half>>);
+extern "C" __device__ const unsigned attention_few64_mxfp4_fp16_shared = FEW_BYTES<64, Packed<__half>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few64_mxfp4_fp16(__half* y, const __half* q, Bytes k, Bytes v, Bytes k_scales, Bytes v_scales,
                                const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv, int D,
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
                    Packed<__half>{v, v_scales}, {table, Hkv, page, pages},
                    {lengths, sinks, T, H, D, q_stride, scale, causal, window}, splits);
 }
-extern "C" __device__ const unsigned attention_few128_mxfp4_fp16_shared = sizeof(FewShared<128, Packed<__half>>);
+extern "C" __device__ const unsigned attention_few128_mxfp4_fp16_shared = FEW_BYTES<128, Packed<__half>>;
 extern "C" __global__ void __launch_bounds__(THREADS, FEW_BLOCKS)
     attention_few128_mxfp4_fp16(__half* y, const __half* q, Bytes k, Bytes v, Bytes k_scales, Bytes v_scales,
                                 const int* table, const int* lengths, const float* sinks, int T, int H, int Hkv,

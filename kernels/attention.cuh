@@ -313,6 +313,9 @@ template <class T> __device__ inline State start_state(const Problem& problem, c
     return start_state<T>(has_sink, has_sink ? problem.sinks[tile.query_head(r)] : 0.0f);
 }
 
+// What a row's outputs are multiplied by at last. A row that sees no key has outputs of 0, whatever its sink.
+__device__ inline float inverse_of(float l, bool sees) { return sees || l != 0.0f ? __fdiv_rn(1.0f, l) : 0.0f; }
+
 // The exponent bits of the 16-bit types: all set in NaN and Inf.
 template <class T> struct Exponent;
 template <> struct Exponent<__nv_bfloat16> { static constexpr std::uint32_t bits = 0x7f80u; };

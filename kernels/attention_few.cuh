@@ -24,6 +24,11 @@ template <int DMAX, class Cache> struct FewShared {
     float top_of[WARPS][ROWS];
 };
 
+// Bytes of shared memory of a launch. Two blocks of large heads share one of an H100's multiprocessors: with three the last
+// ones of a batch are too few to keep the memory busy.
+template <int DMAX, class Cache>
+constexpr unsigned FEW_BYTES = DMAX == 128 && COPIED<Cache> ? 80 * 1024 : sizeof(FewShared<DMAX, Cache>);
+
 // A chunk's weights as A fragments.
 __device__ inline void load_weights(std::uint32_t (&p)[CHUNK / MMA_K][4], const std::uint32_t (*weights)[P_PITCH]) {
 #pragma unroll
@@ -194,19 +199,19 @@ __device__ inline void attend_few(T* __restrict__ y, const Parts& parts, const T
     for (int half = 0; half < 2; ++half) {
         const int r = tile.first + g + 8 * half;
         if (r >= tile.count) continue;
-        const bool nothing = low[half] >= high[half] && state[half].l == 0.0f;
+        const float inverse = inverse_of(state[half].l, low[half] < high[half]);
         const long long row = tile.row(r, rows.heads);
         T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
             const int column = 8 * (warp + WARPS * c) + 2 * t;
             if (column >= D) continue;
-            const float first = o[c][2 * half], second = o[c][2 * half + 1], l = state[half].l;
+            const float first = o[c][2 * half], second = o[c][2 * half + 1];
             if (splits > 1) {
                 *reinterpret_cast<float2*>(parts.output(row, 0) + column) = make_float2(first, second);
             } else {
                 *reinterpret_cast<std::uint32_t*>(out + column) =
-                    nothing ? 0 : pack<T>(__fdiv_rn(first, l), __fdiv_rn(second, l));
+                    pack<T>(__fmul_rn(first, inverse), __fmul_rn(second, inverse));
             }
         }
         if (splits > 1 && warp == 0 && t == 0) parts.state(row, 0) = make_float2(state[half].m, state[half].l);
@@ -259,6 +264,6 @@ __device__ inline void join_parts(T* __restrict__ y, const Parts& parts, const C
         }
     }
     if (!exists) return;
-    const bool nothing = low >= high && state.l == 0.0f;
-    narrow(y + (tile.token(r) * problem.H + tile.query_head(r)) * D + column, nothing ? 0.0f : __fdiv_rn(o, state.l));
+    const float inverse = inverse_of(state.l, low < high);
+    narrow(y + (tile.token(r) * problem.H + tile.query_head(r)) * D + column, __fmul_rn(o, inverse));
 }

@@ -193,15 +193,14 @@ __device__ inline void attend_many(T* __restrict__ y, const T* __restrict__ q, c
     for (int half = 0; half < 2; ++half) {
         const int r = mine + g + 8 * half;
         if (r >= tile.count) continue;
-        const bool nothing = low[half] >= high[half] && state[half].l == 0.0f;
+        const float inverse = inverse_of(state[half].l, low[half] < high[half]);
         T* out = y + (tile.token(r) * problem.H + tile.query_head(r)) * D;
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
             const int column = 8 * c + 2 * t;
             if (column >= D) break;
-            const float l = state[half].l;
             *reinterpret_cast<std::uint32_t*>(out + column) =
-                nothing ? 0 : pack<T>(__fdiv_rn(o[c][2 * half], l), __fdiv_rn(o[c][2 * half + 1], l));
+                pack<T>(__fmul_rn(o[c][2 * half], inverse), __fmul_rn(o[c][2 * half + 1], inverse));
         }
     }
 }

@@ -16,7 +16,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
                                    const CacheRows& rows, const Problem& problem, int batch, int heads_at_once) {
     constexpr int GROUPS = WIDE_GROUPS<D>, STEPS = D / MMA_K;
     constexpr int PARTS = D / 64, COLUMNS = 8;  // 64 columns of the output; groups of 8 of them
-    constexpr int REGISTERS = D == 64 ? 152 : 232, LAUNCHED = D == 64 ? 128 : 168;  // of a thread that multiplies; at the start
+    constexpr int REGISTERS = D == 64 ? 152 : 224, LAUNCHED = D == 64 ? 128 : 168;  // of a thread that multiplies; at the start
     constexpr std::uint32_t ONES = Ones<T>::pair;
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
     const int warp = shuffle(static_cast<int>(threadIdx.x / WARP), 0), group = warp / WARPS;  // the compiler sees them uniform
@@ -111,16 +111,18 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     };
     Factors by[2];
     // Of both rows, those that see nothing of the chunk left as they are. Whether all rows of the warp see all of it and keep
-    // their base.
+    // their base, or have none yet: then there is nothing to keep.
     const auto join_bases = [&](const float (&top)[2], int chunk) {
         const bool all = all_see(chunk);
+        bool kept = true;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             some[half] = all || (low[half] < (chunk + 1) * CHUNK && high[half] > chunk * CHUNK);
             by[half] = factors_of(state[half].m, top[half]);
+            kept = kept && (by[half].kept == 1.0f || state[half].m == -infinity());
             if (some[half]) state[half].m = Larger()(state[half].m, top[half]);
         }
-        return all && vote(by[0].kept != 1.0f || by[1].kept != 1.0f) == 0;
+        return all && vote(!kept) == 0;
     };
     // Of 64 columns.
     const auto join_outputs = [&](int n, bool kept) {
@@ -147,35 +149,20 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     };
     // The outputs of this warp's rows, each lane's 8 columns at a time. False where one may be NaN or Inf.
     const auto write_outputs = [&](const WideTile<D>& tile) {
-        float least = infinity(), sum = 0.0f;  // of all magnitudes
-#pragma unroll
-        for (int n = 0; n < PARTS; ++n)
-#pragma unroll
-            for (int c = 0; c < COLUMNS; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    least = fminf(least, fabsf(o[n][c][r]));
-                    sum = __fadd_rn(sum, fabsf(o[n][c][r]));
-                }
+        float sum = 0.0f;  // of all magnitudes
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float l = state[half].l;
             const WideRow& row = tile.rows[first_row + g + 8 * half];
+            const float inverse = inverse_of(state[half].l, row.low < row.high);
             std::uint32_t words[PARTS * COLUMNS / 4][4];  // of columns 8 (4 i + j) + 2t and the next
-            const auto round = [&](auto pair) {
 #pragma unroll
-                for (int n = 0; n < PARTS; ++n)
+            for (int n = 0; n < PARTS; ++n)
 #pragma unroll
-                    for (int c = 0; c < COLUMNS; ++c)
-                        words[2 * n + c / 4][c % 4] = pair(o[n][c][2 * half], o[n][c][2 * half + 1]);
-            };
-            if (divides(least, sum, l)) {
-                const float inverse = __fdiv_rn(1.0f, l);
-                round([&](float a, float b) { return pack<T>(quotient(a, l, inverse), quotient(b, l, inverse)); });
-            } else {
-                const bool nothing = row.low >= row.high && l == 0.0f;
-                round([&](float a, float b) { return nothing ? 0 : pack<T>(divided(a, l), divided(b, l)); });
-            }
+                for (int c = 0; c < COLUMNS; ++c) {
+                    const float first = __fmul_rn(o[n][c][2 * half], inverse), second = __fmul_rn(o[n][c][2 * half + 1], inverse);
+                    sum = __fadd_rn(sum, __fadd_rn(fabsf(first), fabsf(second)));
+                    words[2 * n + c / 4][c % 4] = pack<T>(first, second);
+                }
             T* const out = y + tile.first_output + static_cast<long long>(row.at) * D;
 #pragma unroll
             for (int i = 0; i < PARTS * COLUMNS / 4; ++i) {
@@ -203,7 +190,7 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     bool last_tile = false;
 #pragma unroll 1
     for (int number = 0; !last_tile; ++number) {
-        const WideTile<D>&tile = shared.tiles[number % 2], &after = shared.tiles[(number + 1) % 2];
+        const WideTile<D>&tile = shared.tiles[number % KNOWN], &after = shared.tiles[(number + 1) % KNOWN];
         const int end = shuffle(tile.end[group], 0), until = time + shuffle(tile.steps, 0);
         int chunk = shuffle(tile.begin[group], 0);
         last_tile = shuffle(tile.last, 0) != 0;

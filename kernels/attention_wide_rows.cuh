@@ -46,9 +46,6 @@ __device__ inline void find_bases(float (&top)[2], float (&s)[CHUNK / 8][4], con
         top[half] = scores.base_of(warp_reduce<4>(Larger()(largest[half][0], largest[half][1]), Larger()));
 }
 
-// A division that is rare; of many columns, so that it is not inlined.
-__device__ OUT_OF_LINE float divided(float a, float b) { return __fdiv_rn(a, b); }
-
 // add_specials of values in tiles.
 template <class T>
 __device__ OUT_OF_LINE float add_specials_wide(float sum, const unsigned char* values, const std::uint32_t* weights, int column,

@@ -1,19 +1,19 @@
 // What a block of attention_wide.cuh has in shared memory, which tiles it takes one after another, and the warpgroup that
 // brings them: their queries, keys and values, and what the others have to know of their rows.
 //
-// The chunks of a block's tiles follow one another, those of a tile in ascending order, a chunk a step. A tile takes STAGES + 1
-// steps at least, of which the last ones may have no chunk. Keys of step u lie in stage u % STAGES, and so do its values. Of every
-// step the bringer tells when the keys are there, and when the values are, and every warp that multiplies tells when it has used
-// either, or that it does not want them; what comes STAGES steps later may then take their place. A tile's queries and rows come
-// with its first keys. They take the place of those of the tile before the last one: when these keys may come, the last tile's second
-// ones have been used, before which the outputs of the one before were written.
+// The chunks of a block's tiles follow one another, those of a tile in ascending order, a chunk a step; a tile without chunks
+// takes a step, too. Keys of step u lie in stage u % STAGES, and so do its values. Of every step the bringer tells when the keys are
+// there, and when the values are, and every warp that multiplies tells when it has used either, or that it does not want them; what
+// comes STAGES steps later may then take their place. A tile's queries and what is known of its rows come with its first keys. The
+// queries take the place of those of two tiles ago, whose last keys have been used when these may come. The rows are needed
+// until outputs are written, which is before the second keys that follow are used: they take the place of those of four tiles ago.
 #pragma once
 
 #include "attention_wide_rows.cuh"
 
 #include <utility>
 
-constexpr int MOST_TILES = 256, STAGES = 2, LEAST_STEPS = STAGES + 1;  // of a block; of keys and of values; of a tile
+constexpr int MOST_TILES = 256, STAGES = 2, KNOWN = 4;         // of a block; of keys, and of values; of which rows are known
 template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;           // that multiply: as many as registers allow
 template <int D> constexpr int WIDE_ROWS = WIDE_GROUPS<D> * GROUP_ROWS;
 template <int D> constexpr int WIDE_THREADS = (WIDE_GROUPS<D> + 1) * GROUP_THREADS;
@@ -35,7 +35,7 @@ template <int D> struct alignas(1024) WideShared {
     unsigned char keys[STAGES][D / 64 * TILE_BYTES], values[STAGES][D / 64 * TILE_BYTES];
     std::uint32_t ones[8 * 32];  // of T, in pairs: 8 rows of a tile
     unsigned char more[D == 64 ? sizeof(Weights) : 16];
-    WideTile<D> tiles[2];
+    WideTile<D> tiles[KNOWN];
     Meeting keys_there[STAGES], values_there[STAGES], keys_used[STAGES], values_used[STAGES];
     unsigned char broken[MOST_TILES];
 
@@ -111,7 +111,7 @@ template <int D, class T> class Bringer {
         const long long first = paged ? 0 : walk.rows.at(tile.b, tile.head, thread() / PIECES) * D + thread() % PIECES * 8;
         return {first, tile.begin(), tile.end(WIDE_ROWS<D>), tile.length, tile.b, tile.head};
     }
-    __device__ static int steps_of(const Place& at) { return max(at.end - at.chunk, LEAST_STEPS); }
+    __device__ static int steps_of(const Place& at) { return max(at.end - at.chunk, 1); }
     // The tile's queries, zeros for rows that do not exist, and what is known of its rows.
     __device__ void load_queries(unsigned char* to, WideTile<D>& told) const {
         const Problem& problem = *tile.problem;
@@ -153,7 +153,7 @@ template <int D, class T> class Bringer {
     __device__ void load_keys() {
         if (left > 0) {
             if (keys.chunk < keys.end) load(piece_in(shared.keys[0], step), k, keys);
-            if (fresh) load_queries(shared.queries[number % 2][0], shared.tiles[number % 2]);
+            if (fresh) load_queries(shared.queries[number % 2][0], shared.tiles[number % KNOWN]);
             fresh = false;
         }
         commit_async();

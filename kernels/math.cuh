@@ -130,19 +130,5 @@ __device__ inline float erf32(float x) {
     return with_sign(__fsub_rn(1.0f, exp32(__fmaf_rn(p, t, -1.849605560f))), x);  // ln(1 - erf(1))
 }
 
-// a / b as a division rounds it, with the inverse that a division gives: where |a| lies from 2^-100 to 2^100 and b from 2^-24
-// to 2^24, so that nothing is lost at either end. The product is off by less than 1.5 units in the last place, what follows
-// it by little more than half of one; its remainder is exact, and adding that times the inverse then gives the nearest
-// number (P. Markstein, IBM J. Res. Dev. 34(1), 1990, theorem 8.1; J.-M. Muller et al., Handbook of Floating-Point
-// Arithmetic, "correcting the quotient").
-__device__ inline bool divides(float least, float most, float b) {
-    return least >= 7.9e-31f && most <= 1.2e30f && b >= 6e-8f && b <= 1.6e7f;
-}
-__device__ inline float quotient(float a, float b, float inverse) {
-    const float product = __fmul_rn(a, inverse);
-    const float near = __fmaf_rn(__fmaf_rn(-product, b, a), inverse, product);
-    return __fmaf_rn(__fmaf_rn(-near, b, a), inverse, near);
-}
-
 // 1 / sqrt(x): two roundings. Error 1.5 ulp. Inf for 0, NaN below.
 __device__ inline float rsqrt32(float x) { return __fdiv_rn(1.0f, __fsqrt_rn(x)); }

@@ -7,7 +7,7 @@
 // The weight of a key whose score lies z powers of 2 above its row's base: FACTOR 2^z, 0 below 2^-126, to be rounded to T.
 // z is NaN or a multiple of 2^-12 up to 1. None of these numbers comes nearer to one where the rounding to T changes than
 // 3.3e-7 of itself (6.6e-7 for bfloat16). So the approximate unit, off by 2^-22 at most, and a product's rounding give the
-// weight that exp2_32 gives. The factor cancels in a row's quotient.
+// weight that exp2_32 gives. The factor cancels with the sum of a row's weights.
 template <class T> struct Weight;
 template <> struct Weight<__nv_bfloat16> { static constexpr float FACTOR = 1.0f; };
 template <> struct Weight<__half> { static constexpr float FACTOR = 0.951235235f; };  // with 1 some are too near

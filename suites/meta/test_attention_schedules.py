@@ -15,17 +15,31 @@ from mxharness.judge import digest
 from mxharness.op import Case
 from mxharness.ops import find
 
-FEW = {"WIDE_TOKENS": 10**9, "MANY_TILE": 10**9, "LONG": 0}
-WIDE = {"WIDE_TOKENS": 0, "FEW_TILE": 0, "LONG": 10**9}
+
+def few(*_):
+    return "few"
+
+
+def many(*_):
+    return "many"
+
+
+def wide(q, cache, _):
+    return "wide" if cache.k_scales is None and q.shape[3] in attention_schedule.WIDE_GROUPS else "many"
+
+
+EVERY, NEVER = dict.fromkeys((64, 128), 10**6), dict.fromkeys((64, 128), 0)
 FORCED = {
-    "wide, and many where it is not for": WIDE,
-    "wide, one block for all tiles, and many": {**WIDE, "WIDE_BLOCKS": 1},
-    "wide, three blocks, and many": {**WIDE, "WIDE_BLOCKS": 3},
-    "many": {"WIDE_TOKENS": 10**9, "FEW_TILE": 0, "LONG": 10**9},
-    "few, a block for all keys of a tile": {**FEW, "SPLIT_BLOCKS": 0},
-    "few, two chunks a block": {**FEW, "SPLIT_BLOCKS": 10},
-    "few, a block for every chunk": {**FEW, "SPLIT_BLOCKS": 10**6},
-}
+    "wide, and many where it is not for": {"kernel_of": wide},
+    "wide, one block for all tiles, and many": {"kernel_of": wide, "WIDE_BLOCKS": 1},
+    "wide, three blocks, and many": {"kernel_of": wide, "WIDE_BLOCKS": 3},
+    "many": {"kernel_of": many},
+    "few, a block for all keys of a tile": {"kernel_of": few, "SPLIT_BLOCKS": NEVER, "SPLIT_CODES": 0},
+    "few, two chunks a block": {"kernel_of": few, "SPLIT_BLOCKS": dict.fromkeys((64, 128), 10), "SPLIT_CODES": 20},
+    "few, a block for every chunk": {
+        "kernel_of": few, "SPLIT_BLOCKS": EVERY, "SPLIT_CODES": 10**6, "WHOLE_TILES": 10**6,
+    },
+}  # fmt: skip
 INFINITE = [Case("attention", (1, 9, 2, 1, D, 260), "infinite", dtype) for D, dtype in ((64, "bf16"), (128, "fp16"))]
 """Values that are Inf in heads that the wide kernels take, which add them to their own columns."""
 SCALED = [
@@ -43,15 +57,14 @@ def bits(case):
 
 
 @pytest.mark.parametrize("case", SCALED, ids=str)
-@pytest.mark.parametrize("forced", [WIDE, FORCED["many"], FEW], ids=["wide", "many", "few"])
+@pytest.mark.parametrize("forced", [wide, many, few], ids=lambda kernel: kernel.__name__)
 def test_unusual_scales_have_the_declared_bits(case, forced, monkeypatch):
     """With the first queries zero, a thread has a row of moderate scores beside one of huge ones."""
     op = find("attention")
     inputs = op.make_inputs(case)
     inputs["q"][:, :4] = 0
     assert bool((op.golden(case, inputs)["y"].value.isfinite()).all())
-    for name, value in forced.items():
-        monkeypatch.setattr(attention_schedule, name, value)
+    monkeypatch.setattr(attention_schedule, "kernel_of", forced)
     found = execute(op, case, host.open_device(), inputs).outputs
     assert digest(found) == digest(op.predict(case, inputs))
     assert bool(found["y"].isfinite().all())
@@ -85,7 +98,8 @@ def test_every_schedule_has_the_same_bits(forced, expected, monkeypatch):
         ((1, 1, 32, 8), 256, None, Schedule("few", 1)),  # two chunks: a second kernel takes longer
         ((1, 1, 32, 8), 257, None, Schedule("few", 1, 3, 3)),
         ((32, 1, 32, 8), 8192, None, Schedule("few", 1)),  # blocks enough without
-        ((16, 1, 32, 8), 8192, None, Schedule("few", 1, 2, 64)),
+        ((13, 1, 32, 8), 8192, None, Schedule("few", 1, 2, 64)),
+        ((14, 1, 32, 8), 8192, None, Schedule("few", 1)),  # 112 tiles
         ((1, 1, 64, 8), 8192, 128, Schedule("few", 1, 3, 3)),
         ((1, 4, 32, 8), 1024, None, Schedule("few", 1, 8, 8)),  # 16 rows
         ((1, 17, 8, 8), 256, None, Schedule("many", 1)),
@@ -103,13 +117,52 @@ def test_a_call_takes_the_schedule_of_its_shape(shape, positions, window, expect
 
 
 @pytest.mark.parametrize(
+    ("shape", "positions", "D", "expected"),
+    [
+        ((1, 129, 8, 8), 129, 128, "wide"),  # queries from which on it is always wide
+        ((1, 128, 8, 8), 128, 128, "few"),
+        ((1, 192, 8, 8), 192, 64, "wide"),
+        ((1, 191, 8, 8), 191, 64, "few"),
+        ((264, 16, 1, 1), 128, 128, "few"),  # rows of a tile, however many of these
+        ((265, 16, 1, 1), 128, 128, "few"),
+        ((132, 17, 1, 1), 128, 128, "few"),  # two tiles each, over one chunk of keys
+        ((133, 17, 1, 1), 128, 128, "wide"),
+        ((66, 17, 1, 1), 129, 128, "few"),  # and over two
+        ((67, 17, 1, 1), 129, 128, "wide"),
+        ((132, 17, 1, 1), 129, 64, "few"),
+        ((133, 17, 1, 1), 129, 64, "many"),
+        ((999, 64, 1, 1), 129, 64, "many"),  # a tile of many
+        ((66, 65, 1, 1), 129, 64, "many"),
+        ((67, 65, 1, 1), 129, 64, "wide"),
+        ((132, 65, 1, 1), 128, 64, "many"),
+        ((133, 65, 1, 1), 128, 64, "wide"),
+    ],
+)
+def test_hopper_takes_small_tiles_where_large_ones_would_be_too_few(shape, positions, D, expected):
+    B, T, H, Hkv = shape
+    cache = functional.kv_cache(1, Hkv, positions, D, device=host.open_device())
+    q = torch.empty(B, T, H, D, dtype=torch.bfloat16)
+    for device_class in ("sm_90", "host"):
+        assert schedule(q, cache, None, device_class).kernel == expected
+    assert schedule(q, cache, None, "sm_80").kernel in ("few", "many")
+
+
+@pytest.mark.parametrize(
+    ("D", "B", "expected"),
+    [(64, 14, 1), (64, 13, 2), (64, 1, 33), (128, 14, 1), (128, 9, 1), (128, 8, 2), (128, 1, 16)],
+)
+def test_large_heads_are_split_over_half_as_many_blocks(D, B, expected):
+    cache = functional.kv_cache(B, 8, 8192, D, device=host.open_device())
+    assert schedule(torch.empty(B, 1, 8, D, dtype=torch.bfloat16), cache, None, "sm_90").splits == expected
+
+
+@pytest.mark.parametrize(
     ("T", "D", "dtype", "device_class", "expected"),
     [
         (256, 128, "bf16", "sm_90", Schedule("wide", 4)),
         (257, 128, "bf16", "sm_90", Schedule("wide", 5)),
         (288, 64, "fp16", "host", Schedule("wide", 3)),  # tiles of 192 rows
         (289, 64, "fp16", "host", Schedule("wide", 4)),
-        (255, 128, "bf16", "sm_90", Schedule("many", 8)),  # too few queries
         (256, 96, "bf16", "sm_90", Schedule("many", 8)),
         (256, 128, "mxfp4", "sm_90", Schedule("many", 8)),
         (256, 128, "bf16", "sm_80", Schedule("many", 8)),

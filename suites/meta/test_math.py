@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 from mxharness import paths
-from mxharness.device import host
-from mxharness.device.source import shipped
 from mxharness.op import Case
 from mxharness.ops import elementary, elementary_bits
 
@@ -149,34 +147,3 @@ def test_the_prediction_of_e_to_the_x_is_an_h100s_bit_for_bit():
     patterns = np.arange(0xBF << 24, 0xC0 << 24, dtype=np.uint32).view(np.float32)
     y = np.concatenate([elementary_bits.compute("exp", part) for part in np.split(patterns, 64)])
     assert checksum(torch.from_numpy(y)) == of_the_h100()["exp"][0xBF]
-
-
-QUOTIENT = """[](float x) {
-    std::uint64_t drawn = static_cast<std::uint64_t>(x) * 0x9e3779b97f4a7c15u + 0x243f6a8885a308d3u;
-    const auto draw = [&](unsigned modulus) {
-        drawn ^= drawn >> 29;
-        drawn *= 0xbf58476d1ce4e5b9u;
-        return static_cast<std::uint32_t>(drawn >> 32) % modulus;
-    };
-    for (int i = 0; i < 64; ++i) {
-        const float b = __uint_as_float(draw(1u << 23) | (103 + draw(48)) << 23);
-        float a = __uint_as_float(draw(1u << 23) | (27 + draw(200)) << 23);
-        if (i % 2 == 0) {  // nearly half-way between two quotients
-            const float q = __uint_as_float(draw(1u << 23) | (127 - 40 + draw(80)) << 23);
-            a = static_cast<float>((static_cast<double>(q) + ldexp(1.0, ilogbf(q) - 24)) * static_cast<double>(b));
-        }
-        if (draw(2) != 0) a = -a;
-        if (divides(fabsf(a), fabsf(a), b) && quotient(a, b, __fdiv_rn(1.0f, b)) != __fdiv_rn(a, b)) return 0.0f;
-    }
-    return 1.0f;
-}"""
-
-
-def test_a_quotient_by_an_inverse_is_that_of_a_division():
-    """13 million, of which half are as near to where their rounding changes as numerators allow."""
-    x = torch.arange(200_000, dtype=torch.float32)
-    device = host.open_device(shipped().replaced("elementary.cu", "count, exp32)", f"count, {QUOTIENT})"))
-    right = device.empty(x.shape, torch.float32)
-    device.launch("elementary.cu", "elementary_exp", (-(-len(x) // 256),), (256,), right, x, np.int64(len(x)))
-    device.synchronize()
-    assert (right == 1).all()

@@ -1,7 +1,8 @@
 """Which kernels compute attention, by the shape of the call and the device; all have the same bits.
 
-few    tiles of 16 rows: decoding. Where there are too few tiles to fill a GPU the keys of a tile are split over blocks,
-       whose chunks a second kernel joins in ascending order.
+few    tiles of 16 rows: decoding, and prefill so short that larger tiles would leave most of a GPU idle. Where there
+       are too few tiles to fill it the keys of a tile are split over blocks, whose chunks a second kernel joins in
+       ascending order.
 many   tiles of 64 rows: prefill.
 wide   tiles of 128 or 192 rows, with Hopper's warpgroup products: prefill over 16-bit caches with heads of 64 or 128.
 A row is one query of one head; those of all heads that read the same keys, T H / Hkv, share tiles.
@@ -32,12 +33,18 @@ WIDE_BLOCKS, MOST_TILES = 132, 256
 """Blocks that share the tiles of wide ones, one for each of an H100's multiprocessors; tiles that a block may take."""
 MOST_CACHED, FEW_CACHED = 40 << 20, 24 << 20
 """Bytes of keys and values that an H100's second-level cache holds, and with room to spare."""
-WIDE_TOKENS = 256
-"""Queries of a sequence from which on they are faster."""
+WIDE_TOKENS = {64: 192, 128: 129}
+"""Queries of a sequence from which on wide tiles are faster however few they are, by the size of a head."""
+ROOM = 132
+"""So many tiles of few or many rows are better than wide ones, which would be too few; over one chunk twice as many."""
 LONG = 256
 """Positions from which on up to a tile of many is better split: the keys are then what takes time."""
-SPLIT_BLOCKS = 264
-"""Blocks that keys are split into: two for each of an H100's multiprocessors, the same on every device."""
+SPLIT_BLOCKS = {64: 264, 128: 132}
+"""Blocks that keys of 16 bits are split into, by the largest size of a head, the same on every device."""
+SPLIT_CODES = 528
+"""The same for codes, which take longer to decode than to read."""
+WHOLE_TILES = 112
+"""Tiles whose blocks keep the memory busy: keys of 16 bits are not split from there on."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,36 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
     """Of queries q (B, T, H, D) over the cache. What lies in the cache does not matter, only how much may."""
     B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
-    wide = device_class in WGMMA and cache.k_scales is None and D in WIDE_GROUPS
-    if wide and T >= WIDE_TOKENS:
-        return Schedule("wide", -(-rows // (WIDE_GROUPS[D] * GROUP_TILE)))
-    if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG):
-        return Schedule("many", -(-rows // MANY_TILE))
+    kernel = kernel_of(q, cache, device_class)
+    if kernel != "few":
+        return Schedule(kernel, -(-rows // (MANY_TILE if kernel == "many" else WIDE_GROUPS[D] * GROUP_TILE)))
     tiles, chunks = -(-rows // FEW_TILE), -(-positions // CHUNK)
     if window is not None:
         chunks = min(chunks, (window + T) // CHUNK + 2)  # begun and ended anywhere
-    blocks = SPLIT_BLOCKS * (2 if cache.k_scales is not None else 1)  # codes take longer to decode than to read
-    splits = min(chunks, blocks // (B * cache.kv_heads * tiles))
+    everywhere = B * cache.kv_heads * tiles
+    if cache.k_scales is not None:
+        blocks = SPLIT_CODES
+    else:
+        blocks = SPLIT_BLOCKS[64 if D <= 64 else 128] if everywhere < WHOLE_TILES else 0
+    splits = min(chunks, blocks // everywhere)
     return Schedule("few", tiles, splits, chunks) if chunks > 2 and splits > 1 else Schedule("few", tiles)
+
+
+def kernel_of(q: torch.Tensor, cache: KVCache, device_class: str) -> str:
+    """Few, many or wide."""
+    B, T, H, D = q.shape
+    rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
+    if device_class not in WGMMA or cache.k_scales is not None or D not in WIDE_GROUPS:
+        return "many" if rows > MANY_TILE or (rows > FEW_TILE and positions <= LONG) else "few"
+    if rows <= FEW_TILE:
+        return "few"
+    if WIDE_TOKENS[D] <= T:
+        return "wide"
+    few, many = (B * cache.kv_heads * -(-rows // tile) for tile in (FEW_TILE, MANY_TILE))
+    room = ROOM if positions > CHUNK else 2 * ROOM
+    if few <= (2 * ROOM if D == 64 else room):
+        return "few"
+    return "many" if D == 64 and (rows <= MANY_TILE or many <= room) else "wide"
 
 
 def wide_blocks(tiles: int) -> int:
@@ -97,15 +123,26 @@ def heads_at_once(heads: int, tiles: int, bytes_each: int) -> int:
 
 
 def table(device_class: str) -> list[tuple[str, str, str]]:
-    """For people: caches, rows of a KV head or queries of a sequence, and kernels, on a device of this class.
+    """For people: caches, rows of a KV head, tiles of a call or queries of a sequence, and kernels, on such a device.
 
-    Between a tile of few and one of many it hangs on the cache's length, too.
+    Of what has ROOM tiles there may be twice as many over one chunk of keys. Without warpgroup products it hangs on the
+    cache's length, too, between a tile of few and one of many.
     """
-    few, many = ("all", f"1 to {MANY_TILE} rows", "attention_few"), (f"{FEW_TILE + 1} rows and more", "attention_many")
+    few, many = f"1 to {MANY_TILE} rows", f"{FEW_TILE + 1} rows and more"
     if device_class not in WGMMA:
-        return [few, ("all", *many)]
-    which = "16 bit, heads of " + " and ".join(map(str, WIDE_GROUPS))
-    return [few, ("all", *many), (which, f"{WIDE_TOKENS} queries and more", "attention_wide")]
+        return [("all", few, "attention_few"), ("all", many, "attention_many")]
+    small, large = "16 bit, heads of 64", "16 bit, heads of 128"
+    return [
+        (small, f"from {WIDE_TOKENS[64]} queries on", "attention_wide"),
+        (small, f"else up to {FEW_TILE} rows or {2 * ROOM} tiles of {FEW_TILE}", "attention_few"),
+        (small, f"else up to {MANY_TILE} rows or {ROOM} tiles of {MANY_TILE}", "attention_many"),
+        (small, "else", "attention_wide"),
+        (large, f"from {WIDE_TOKENS[128]} queries on", "attention_wide"),
+        (large, f"else up to {FEW_TILE} rows or {ROOM} tiles of {FEW_TILE}", "attention_few"),
+        (large, "else", "attention_wide"),
+        ("others", few, "attention_few"),
+        ("others", many, "attention_many"),
+    ]
 
 
 def launch(

@@ -24,7 +24,7 @@ Seen = npt.NDArray[np.bool_]
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 LOG2_E, WHOLE, GRID = np.float32(1.44269504), 2.0**23, np.float32(3072)
 FACTOR = {torch.bfloat16: np.float32(1), torch.float16: np.float32(0.951235235)}
-"""Of a weight; it cancels in the quotient."""
+"""Of a weight; it cancels when the sum of the weights divides."""
 
 
 class State(NamedTuple):
@@ -54,8 +54,8 @@ def core_bits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, dty
             if touched.any():
                 chunk = _chunk(rows, keys[..., here, :], values[..., here, :], visible[..., here], rule.scale, dtype)
                 state = _chosen(touched, _joined(state, chunk), state)
-        y = state.output / state.total[..., None]
-    y = np.where(visible.any(-1, keepdims=True) | (state.total != 0)[..., None], y, ZERO)
+        inverse = np.where(visible.any(-1) | (state.total != 0), np.float32(1) / state.total, ZERO)
+        y = state.output * inverse[..., None]
     heads = torch.from_numpy(y).reshape(B, Hkv, T, G, D).permute(0, 2, 1, 3, 4)
     return heads.reshape(B, T, H, D).to(dtype)
 

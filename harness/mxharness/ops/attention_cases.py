@@ -47,7 +47,7 @@ CORE = (
             ((2, 1, 8, 1, 128, 129), "normal", ("sinks",)),
             ((3, 1, 3, 3, 80, 258), "normal", ("sinks", "window=20")),
             ((2, 5, 6, 2, 96, 128), "normal", ("sinks",)),
-            ((1, 134, 2, 1, 64, 134), "normal", ("sinks", "window=130")),
+            ((1, 134, 2, 1, 32, 200), "normal", ("sinks", "window=70")),
             ((1, 9, 8, 1, 128, 258), "normal", ("window=1",)),
             ((2, 18, 3, 1, 32, 40), "normal", ("page=7", "window=5")),
             ((2, 7, 2, 1, 80, 129), "normal", ("cache=mxfp4", "page=16")),

@@ -12,7 +12,7 @@ with e_j = the sum of them, y' = sum w_j exp(+-e_j) v_j / sum w_j exp(+-e_j), an
   |y' - y| <= sum w_j expm1(e_j) |v_j - y| / sum w_j exp(-e_j)
 (subtract y from every v_j: nothing else changes). A sink is one more weight, its value zero. Roundings that differ
 above and below the line - 128 products and 128 weights on the tensor core, a sum for either of a chunk that is joined,
-the quotient - are gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and
+the inverse and its product - are gamma_n sum w_j |v_j|. If q, k, v themselves are uncertain, their errors enter d_j and
 sum w_j error_j.
 """
 
@@ -142,7 +142,7 @@ def core(q: Bounded, k: Bounded, v: Bounded, rule: Rule, dtype: torch.dtype) -> 
     slack = (torch.cat(each, 2) + (weight * torch.exp(off)) @ value_error) / left
     slack = torch.where(slack.isnan(), torch.inf, slack)  # uncertain beyond what exp can hold
     y = torch.where(touched, torch.nan, y + past)
-    chain = 2 * CHUNK + 2 * chunks + 1
+    chain = 2 * CHUNK + 2 * chunks + 2
     return Expected(
         y.transpose(1, 2), (weight @ value.abs()).transpose(1, 2), chain, dtype, slack=slack.transpose(1, 2)
     )

@@ -21,24 +21,26 @@ __device__ inline void attend_wide(T* __restrict__ y, const T* __restrict__ q, c
     auto& shared = brought<WideShared<D>, sizeof(WideShared<128>)>();
     const int warp = shuffle(static_cast<int>(threadIdx.x / WARP), 0), group = warp / WARPS;  // the compiler sees them uniform
     const Walk<D> walk{problem, rows, batch * rows.heads, heads_at_once};
-    if (threadIdx.x < 64) reinterpret_cast<uint4*>(shared.ones)[threadIdx.x] = make_uint4(ONES, ONES, ONES, ONES);
-    if (threadIdx.x < MOST_TILES) shared.broken[threadIdx.x] = 0;
-    if (threadIdx.x < STAGES) {
-        open_meeting(shared.keys_there[threadIdx.x], WARPS);
-        open_meeting(shared.values_there[threadIdx.x], WARPS);
-        open_meeting(shared.keys_used[threadIdx.x], GROUPS * WARPS);
-        open_meeting(shared.values_used[threadIdx.x], GROUPS * WARPS);
-    }
-    __syncthreads();
     if (group == GROUPS) {
         keep_registers<(GROUPS + 1) * LAUNCHED - GROUPS * REGISTERS, LAUNCHED>();  // what is left
         Bringer<D, T> bringer(shared, q, k.values, v.values, walk);
+        bringer.begin();
+        __syncthreads();  // the meetings are open
         bringer.run();
         for (int n = 0; walk.has(n); ++n)
             if (shared.broken[n] != 0) bringer.run_carefully(n);
         return;
     }
     keep_registers<REGISTERS, LAUNCHED>();
+    if (threadIdx.x < 64) reinterpret_cast<uint4*>(shared.ones)[threadIdx.x] = make_uint4(ONES, ONES, ONES, ONES);
+    for (int n = threadIdx.x; n < MOST_TILES; n += GROUPS * GROUP_THREADS) shared.broken[n] = 0;
+    if (threadIdx.x < STAGES) {
+        open_meeting(shared.keys_there[threadIdx.x], WARPS);
+        open_meeting(shared.values_there[threadIdx.x], WARPS);
+        open_meeting(shared.keys_used[threadIdx.x], GROUPS * WARPS);
+        open_meeting(shared.values_used[threadIdx.x], GROUPS * WARPS);
+    }
+    __syncthreads();  // the meetings are open
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int first_row = group * GROUP_ROWS + warp % WARPS * ROWS;  // of this warp in a tile
     const Scores scores(problem);

@@ -177,10 +177,14 @@ public:
     __device__ Bringer(WideShared<D>& shared, const T* q, const T* k, const T* v, const Walk<D>& walk)
         : shared(shared), q(q), k(k), v(v), walk(walk) {}
 
-    __device__ void run() {
+    // The first queries and keys are on their way.
+    __device__ void begin() {
         enter();
         load_keys();
         advance();
+    }
+    // The rest, once the meetings are open.
+    __device__ void run() {
         wait_async<0>();
         publish_shared();
         arrive(shared.keys_there[0]);

@@ -7,6 +7,7 @@
 #include "kv_cache.cuh"
 #include "matrix.cuh"
 #include "mma.cuh"
+#include "out_of_line.cuh"
 #include "warp.cuh"
 #include "weights.cuh"
 
@@ -331,11 +332,6 @@ __device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7f800000
 
 // `sum` and the special values of one column that a row sees, each times its weight, in ascending order of keys.
 // Not inlined: it is rare, and there are many columns.
-#ifdef __CUDACC__
-#define OUT_OF_LINE __noinline__
-#else
-#define OUT_OF_LINE __attribute__((noinline))
-#endif
 template <class T>
 __device__ OUT_OF_LINE float add_specials(float sum, const std::uint32_t* values, int words,
                                            const std::uint32_t* weights, int column, int low, int high) {

@@ -17,6 +17,7 @@
 
 #include "gemm_stage.cuh"
 #include "matrix.cuh"
+#include "out_of_line.cuh"
 
 template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> struct ThinShared {
     static constexpr int features = 16 * WARPS, parts = SPLIT > 1 ? SPLIT : TOKENS > 32 ? 1 : 2;  // chunks of a round
@@ -272,10 +273,19 @@ template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES> constexpr std::
 }
 
 template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
+__device__ inline void multiply_thin_rows(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile);
+
+// With registers of its own: inlined, copies for fewer columns made that for all of them keep its own in memory.
+template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
+__device__ OUT_OF_LINE void multiply_thin_fewer(Output<T> output, const T* __restrict__ x, Packed<T> weights, Tile tile) {
+    multiply_thin_rows<T, TOKENS, WARPS, SPLIT, STAGES>(output, x, weights, tile);
+}
+
+template <class T, int TOKENS, int WARPS, int SPLIT, int STAGES>
 __device__ inline void multiply_thin_rows(const Output<T>& output, const T* __restrict__ x, const Packed<T>& weights, const Tile& tile) {
     constexpr int FEWER = THIN_FEWER<TOKENS, SPLIT>;
     if constexpr (FEWER > 0) {
-        if (tile.count - tile.first <= FEWER) return multiply_thin_rows<T, FEWER, WARPS, SPLIT, STAGES>(output, x, weights, tile);
+        if (tile.count - tile.first <= FEWER) return multiply_thin_fewer<T, FEWER, WARPS, SPLIT, STAGES>(output, x, weights, tile);
     }
     multiply_thin_tile<T, TOKENS, WARPS, SPLIT, STAGES>(output, x, weights, tile);
 }

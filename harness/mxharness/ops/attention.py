@@ -25,7 +25,6 @@ from mxharness.ops.attention_bits import core_bits
 from mxharness.ops.attention_cases import (
     BLOCKS,
     CORE,
-    EMPTY_OF_MANY,
     N_OUT,
     OUTPUT,
     PROJECTIONS,
@@ -260,10 +259,7 @@ OPS = (
     _op("qkv_projection", QKV, "M K H Hkv D", ("x",)),
     _op("fused_qkv_projection", QKV, "M K H Hkv D", ("x",)),
     _op("attention_output_projection", OUTPUT, "B T N H D", ("x",)),
-    replace(
-        _op("attention", CORE, "B T H Hkv D S", ("q", "lengths", "table", "k", "v", "k_scales", "v_scales")),
-        awaits=(EMPTY_OF_MANY,),
-    ),
+    _op("attention", CORE, "B T H Hkv D S", ("q", "lengths", "table", "k", "v", "k_scales", "v_scales")),
     _op("multi_head_attention", BLOCKS, _BLOCK_AXES, _BLOCK_ROWS),
     _op("grouped_query_attention", BLOCKS, _BLOCK_AXES, _BLOCK_ROWS),
 )

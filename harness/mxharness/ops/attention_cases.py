@@ -36,8 +36,6 @@ OUTPUT = (
 )
 SEEN = 32
 """Equal keys that each query sees where values are integers: a power of two, by which their sum is divided exactly."""
-EMPTY_OF_MANY = Case("attention", (3, 2, 2, 1, 32, 300), options=("empty", "full"))
-"""A sequence without keys beside others whose keys several blocks share."""
 CORE = (
     *(
         Case("attention", shape, regime=regime, dtype=dtype, options=options)
@@ -68,7 +66,7 @@ CORE = (
     Case("attention", (1, 16, 4, 1, 64, 330), "cancelling", "fp16", options=("scale=0.06",)),
     Case("attention", (2048, 1, 1, 1, 32, 2)),
     Case("attention", (3, 2, 2, 1, 32, 8), options=("empty", "full")),
-    EMPTY_OF_MANY,
+    Case("attention", (3, 2, 2, 1, 32, 300), options=("empty", "full")),  # others' keys are shared by several blocks
     Case("attention", (1, 40, 1, 1, 32, 70), options=("full",)),  # rows of several blocks see keys after their own
     # Queries enough for Hopper's warpgroup products.
     Case("attention", (1, 256, 1, 1, 64, 390), dtype="bf16", options=("sinks", "window=100")),

@@ -8,7 +8,6 @@ gemm_persistent by a weight dequantised beforehand; both have the bits of gemm. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -309,7 +308,7 @@ def _op(name: str, cases: tuple[Case, ...], axes: str = "M N K") -> Op:
 
 
 OPS = (
-    replace(_op("gemm", GEMM), awaits=SHORT + NOT_FULL),
+    _op("gemm", GEMM),
     _op("gemm_bias", GEMM_BIAS),
     _op("gemm_batch", GEMM_BATCH, axes="E M N K"),
     _op("gemm_persistent", GEMM_PERSISTENT),

@@ -13,8 +13,9 @@
 
 #include <utility>
 
-constexpr int MOST_TILES = 256, STAGES = 2, KNOWN = 4;         // of a block; of keys, and of values; of which rows are known
-template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;           // that multiply: as many as registers allow
+constexpr int MOST_TILES = 256, STAGES = 2, KNOWN = 4;         // of a block; of keys, and of values; tiles whose rows are known
+static_assert(STAGES == 2 && KNOWN == 4);                      // more stages: queries come too early; fewer places: rows do
+template <int D> constexpr int WIDE_GROUPS = D == 64 ? 3 : 2;  // that multiply: as many as registers allow
 template <int D> constexpr int WIDE_ROWS = WIDE_GROUPS<D> * GROUP_ROWS;
 template <int D> constexpr int WIDE_THREADS = (WIDE_GROUPS<D> + 1) * GROUP_THREADS;
 

@@ -25,6 +25,12 @@ def attention_prefill(device: Device, shape: tuple[int, ...], rows: int, dtype: 
     return _attention(device, (H, Hkv, D, rows), batch=1, queries=rows, dtype=dtype, packed=False)
 
 
+def attention_prefill_batch(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
+    """T causal queries of each of B sequences over their own T keys."""
+    B, H, Hkv, D = shape
+    return _attention(device, (H, Hkv, D, rows), batch=B, queries=rows, dtype=dtype, packed=False)
+
+
 def attention_decode(device: Device, shape: tuple[int, ...], rows: int, dtype: str) -> Work:
     """One query of each of B sequences over S keys in 16 bits."""
     return _attention(device, shape, batch=rows, queries=1, dtype=dtype, packed=False)

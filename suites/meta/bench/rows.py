@@ -26,6 +26,7 @@ TINY = {
     "lm_head_topk": (100, 64),
     "swiglu_ffn": (64, 96),
     "attention_prefill": (4, 2, 32),
+    "attention_prefill_batch": (2, 4, 2, 32),
     "attention_decode": (4, 2, 32, 40),
     "attention_decode_mxfp4": (4, 2, 32, 40),
     "kv_append": (2, 32, 40),

@@ -136,7 +136,10 @@ def test_baselines_of_two_device_classes_are_compared_bit_for_bit(tmp_path: Path
     page = tmp_path / "page.html"
     found = call(tmp_path, "diff", "host/main", "sm_90/main", "--page", str(page))
     assert "FAIL: sm_90/main against host/main: 24 failed" in found.output
-    assert "1 kernel file changed: host/launch.cpp" in Page(page.read_text(encoding="utf-8")).lines
+    lines = Page(page.read_text(encoding="utf-8")).lines
+    assert "1 kernel file changed: host/launch.cpp" in lines
+    assert sum(line.startswith("failed: ") for line in lines) == 8
+    assert "and 16 more like these, in the table below" in lines
     both = call(tmp_path, "diff", "main", "main")
     assert "main is in host, sm_90; name one" in str(both.exception)
 

@@ -11,6 +11,8 @@ from mxharness.report.table import Column, Table
 from mxharness.wording import counted
 
 _PAGE_OF_CHANGES = 20
+_NAMED = 8
+"""Of what fails or vanished, at the head of the page."""
 _KERNELS = "kernels/"
 
 
@@ -67,10 +69,17 @@ def _notes(comparison: Comparison) -> list[str]:
     changed = (
         f"{counted(len(files), 'kernel file')} changed: {', '.join(files)}" if files else "the kernels are the same"
     )
+    worst = [
+        f"{status}: {change.key}"
+        for status in ("failed", "vanished")
+        for change in comparison.changes
+        if change.status == status
+    ]
+    left = len(worst) - _NAMED
     return [
         changed,
         f"{counted(len(checks), 'check')} in both, {other:,} of them with other bits",
-        *(f"{change.status}: {change.key}" for change in comparison.changes if change.status in ("failed", "vanished")),
+        *(worst if left <= 0 else (*worst[:_NAMED], f"and {left:,} more like these, in the table below")),
     ]
 
 

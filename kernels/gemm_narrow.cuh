@@ -34,13 +34,15 @@ __device__ inline void multiply_narrow(const Output<T>& output, const T* __restr
     // A thread's pieces of a stage: the same 8 k of every AT_ONCE-th feature and row.
     const int piece = thread % NARROW_PIECES, row = thread / NARROW_PIECES;
     const T *weights_from[NARROW_N / AT_ONCE], *tokens_from[NARROW_M / AT_ONCE];
+    bool there[NARROW_M / AT_ONCE];
 #pragma unroll
     for (int i = 0; i < NARROW_N / AT_ONCE; ++i)
         weights_from[i] = weights.operands + (first_row + min(n0 + row + i * AT_ONCE, N - 1)) * K + 8 * piece;
 #pragma unroll
     for (int i = 0; i < NARROW_M / AT_ONCE; ++i) {
         const int m = row + i * AT_ONCE;
-        tokens_from[i] = x + (tile.has(m) ? tile.x_row(m) : 0) * K + 8 * piece;  // past the rows: any; nothing of it is written
+        there[i] = tile.has(m);  // zeros past the rows, of which nothing is written
+        tokens_from[i] = x + (there[i] ? tile.x_row(m) : 0) * K + 8 * piece;
     }
     const auto load = [&](int c) {
         const bool valid = c * NARROW_K + 8 * piece < K;
@@ -50,7 +52,8 @@ __device__ inline void multiply_narrow(const Output<T>& output, const T* __restr
             copy_async<16>(to + narrow_place(row + i * AT_ONCE, piece), weights_from[i] + c * NARROW_K, valid);
 #pragma unroll
         for (int i = 0; i < NARROW_M / AT_ONCE; ++i)
-            copy_async<16>(to + narrow_place(NARROW_N + row + i * AT_ONCE, piece), tokens_from[i] + c * NARROW_K, valid);
+            copy_async<16>(to + narrow_place(NARROW_N + row + i * AT_ONCE, piece), tokens_from[i] + c * NARROW_K,
+                           valid && there[i]);
         commit_async();
     };
     const int chunks = (K + NARROW_K - 1) / NARROW_K;

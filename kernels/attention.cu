@@ -21,7 +21,8 @@
 //   O_c  = p V, a chain of eight tensor core steps from zero
 // Chunks join the state (m, l, O), from (-inf, 0, 0) or, with a sink, from (ceil(sink log2(e)), 2^z times the constant, 0):
 //   m' = max(m, m_c), l = l 2^(m - m') + l_c 2^(m_c - m'), O likewise: both factors exact, one of them 1, one rounding
-// A chunk of which the row sees nothing leaves the row's state as it is. y = O (1 / l), either rounded to float32 and the product to y's type.
+// A chunk of which the row sees nothing leaves the row's state as it is. y = O (1 / l): the inverse and the product are each
+// rounded to float32, and that to y's type.
 //
 // The bits are those of that order, whichever schedule ran: attention_few.cuh for few rows (decoding, mostly), here,
 // attention_many.cuh for many, or attention_wide.cuh for many on Hopper. A row is t G + g of a KV head: position t, query

@@ -6,6 +6,9 @@
 
 #include "attention.cuh"
 
+#include <algorithm>
+#include <cstddef>
+
 // For every row of the launch, `slots` outputs of D floats; then for every one of these its (m, l).
 struct Parts {
     float* outputs;
@@ -26,8 +29,9 @@ template <int DMAX, class Cache> struct FewShared {
 
 // Bytes of shared memory of a launch. Two blocks of large heads share one of an H100's multiprocessors: with three the last
 // ones of a batch are too few to keep the memory busy.
+constexpr std::size_t TWO_SHARE = 80 * 1024;
 template <int DMAX, class Cache>
-constexpr unsigned FEW_BYTES = DMAX == 128 && COPIED<Cache> ? 80 * 1024 : sizeof(FewShared<DMAX, Cache>);
+constexpr unsigned FEW_BYTES = std::max(sizeof(FewShared<DMAX, Cache>), DMAX == 128 && COPIED<Cache> ? TWO_SHARE : 0);
 
 // A chunk's weights as A fragments.
 __device__ inline void load_weights(std::uint32_t (&p)[CHUNK / MMA_K][4], const std::uint32_t (*weights)[P_PITCH]) {

@@ -81,7 +81,7 @@ def schedule(q: torch.Tensor, cache: KVCache, window: int | None, device_class: 
 
 
 def kernel_of(q: torch.Tensor, cache: KVCache, device_class: str) -> str:
-    """Few, many or wide."""
+    """Few, many or wide, for queries q (B, T, H, D): by rows and sizes, then by how many tiles the whole call has."""
     B, T, H, D = q.shape
     rows, positions = T * (H // cache.kv_heads), cache.page * cache.columns
     if device_class not in WGMMA or cache.k_scales is not None or D not in WIDE_GROUPS:

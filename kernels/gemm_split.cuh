@@ -48,7 +48,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
 
     const int chunks = (K + chunk - 1) / chunk, rounds = (chunks + SPLIT_GROUPS - 1) / SPLIT_GROUPS;
     if (group == SPLIT_GROUPS) {
-        const uint4* const all_codes = reinterpret_cast<const uint4*>(weights.codes) + first_row * (K / MX_BLOCK);
+        const std::uint8_t* const all_codes = weights.codes + first_row * (K / 2);
         CodesAhead<GROUP_ROWS, SCALES_OF> codes;
         const Tokens<TOKENS, 16> tokens = {&shared.token_rows[place]};
         tokens.find(tile, live, K);
@@ -61,10 +61,7 @@ __device__ inline void multiply_split(const Output<T>& output, const T* __restri
             else tokens.template load<false, SCALES_OF>(stage.parts, from, s * SCALES_OF, K, live);
             commit_async();
         };
-        const auto read_codes = [&](int s) {
-            if ((s + 1) * SPLIT_K <= K) codes.template read<true>(all_codes, s * SCALES_OF, K, features_live);
-            else codes.template read<false>(all_codes, min(s, (K - 1) / SPLIT_K) * SCALES_OF, K, features_live);
-        };
+        const auto read_codes = [&](int s) { codes.read(all_codes, min(s, (K - 1) / SPLIT_K) * SCALES_OF, K, features_live); };
         const auto write_codes = [&](int s) {
 #pragma unroll
             for (int part = 0; part < SCALES_OF; ++part) codes.write(shared.stages[s % SPLIT_STAGES].parts[part].codes, part);

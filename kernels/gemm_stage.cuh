@@ -54,6 +54,17 @@ __device__ inline uint4 read_ahead(const uint4* from) {
 #endif
 }
 
+// Of shared memory, read here: the compiler would wait until it is wanted.
+__device__ inline std::uint32_t read_now(const void* shared) {
+#ifdef __CUDACC__
+    std::uint32_t word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))));
+    return word;
+#else
+    return *static_cast<const std::uint32_t*>(shared);
+#endif
+}
+
 // A loading thread's share of the tokens: of rows that lie `apart`, every LANES-th of a stage's 16 pieces of 16 bytes. LANES
 // neighbouring lanes take neighbouring pieces of a row: 4 for few addresses, 16 for whole lines of memory. Eight lanes in
 // turn write to different banks.
@@ -120,25 +131,16 @@ template <int FEATURES, int PARTS> struct CodesAhead {
     static constexpr int pieces = STAGE_K / MX_BLOCK, apart = GROUP_THREADS / pieces;
     uint4 held[FEATURES / apart][PARTS];
 
-    // Of PARTS neighbouring stages, of which c is the first and begins below K; whole: all of them do.
-    template <bool whole> __device__ void read(const uint4* __restrict__ codes, int c, int K, int features) {
-        const int thread = opaque(threadIdx.x), block = thread % pieces, n = thread % GROUP_THREADS / pieces, row = K / MX_BLOCK;
-        const auto take = [&](int i, const uint4* from) {
+    // Of PARTS neighbouring stages, of which c is the first and begins below K.
+    __device__ void read(const std::uint8_t* __restrict__ codes, int c, int K, int features) {
+        const std::uint32_t thread = opaque(threadIdx.x), n = thread % GROUP_THREADS / pieces, row = K / 2;
+        const std::uint32_t at = c * (STAGE_K / 2) + thread % pieces * sizeof(uint4);
 #pragma unroll
-            for (int part = 0; part < PARTS; ++part) {
-                const int at = pieces * part + block;
-                held[i][part] = read_ahead(from + (whole || c * pieces + at < row ? at : 0));
-            }
-        };
-        codes += c * pieces;
-        if (features == FEATURES) {
-            codes = pieces_on(codes, n * row);
+        for (int i = 0; i < FEATURES / apart; ++i)
 #pragma unroll
-            for (int i = 0; i < FEATURES / apart; ++i, codes = pieces_on(codes, apart * row)) take(i, codes);
-        } else {
-#pragma unroll
-            for (int i = 0; i < FEATURES / apart; ++i) take(i, pieces_on(codes, min(n + i * apart, features - 1) * row));
-        }
+            for (int part = 0; part < PARTS; ++part)
+                held[i][part] = read_ahead(reinterpret_cast<const uint4*>(
+                    codes + (min(n + i * apart, features - 1u) * row + min(at + part * (STAGE_K / 2), row - 16u))));
     }
     __device__ void write(unsigned char (&to)[FEATURES][STAGE_K / 2], int part) const {
         const int thread = opaque(threadIdx.x), block = thread % pieces, n = thread % GROUP_THREADS / pieces;

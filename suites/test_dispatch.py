@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 
 import pytest
 import torch
@@ -166,20 +167,23 @@ def test_a_product_past_float32_is_rounded_before_it_is_added(device, monkeypatc
         assert y.view(torch.float32).eq(float("inf")).all(), plan
 
 
-@pytest.mark.parametrize(("rows", "N"), [(16, 4_224), (64, 1_000), (128, 1_000), (8, 11_000), (32, 11_000)])
+@pytest.mark.parametrize("N", [2_880, 4_096, 16_384])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_row_has_its_bits_on_both_sides_of_a_switch(device, dtype, rows, N):
-    x, weight = data(rows + 1, N, 160, dtype, (100, 140))
+def test_a_row_has_its_bits_on_both_sides_of_every_switch(device, dtype, N):
+    """Where N features of 4,096 columns take another kernel from one number of rows to the next; of fewer features."""
+    most, features, K = 700, 136, 160
+    x, weight = data(most + 1, features, K, dtype, (100, 140))
     x, weight = device.upload(x), Quantized(*map(device.upload, weight))
-    names = [choose(Problem("gemm", dtype, N, each, K=160), "sm_90").path for each in (rows, rows + 1)]
-    assert names[0] != names[1]
-    if device.device_class not in dispatch.WGMMA:
-        names = ["", ""]
-    fewer, more = (
-        functional.gemm(x[:each].contiguous(), weight, path=path, device=device)
-        for each, path in zip((rows, rows + 1), names, strict=True)
-    )
-    assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16))
+    taken = [choose(Problem("gemm", dtype, N, rows), "sm_90").path for rows in range(1, most + 2)]
+    switches = [rows for rows, (path, other) in enumerate(pairwise(taken), 1) if path != other]
+    assert len(switches) >= 4
+    there = device.device_class in dispatch.WGMMA
+    for rows in switches:
+        fewer, more = (
+            functional.gemm(x[:each].contiguous(), weight, path=taken[each - 1] if there else "", device=device)
+            for each in (rows, rows + 1)
+        )
+        assert torch.equal(fewer.view(torch.int16), more[:rows].view(torch.int16)), (rows, taken[rows - 1 : rows + 1])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_more_tiles_than_a_grid_has_are_refused():
 
 
 def test_what_is_chosen_is_nearly_the_fastest_that_was_measured():
-    """On an H100, every kernel at 125 shapes; half with K of 2,880 was measured with an end of K that is faster now."""
+    """On an H100, every kernel that might be at 125 shapes."""
     measured = {}
     with (paths.baselines() / "bench" / "gemm_paths_sm_90.csv").open(newline="") as file:
         for row in csv.DictReader(file):

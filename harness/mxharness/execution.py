@@ -11,12 +11,12 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeGuard
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from mxharness.device import Device
+from mxharness.device.argument import TensorMap
 from mxharness.device.cuda import CudaDevice
 from mxharness.device.guard import GUARD, Placement, allocate
 from mxharness.device.host import HostDevice
@@ -145,7 +145,7 @@ class Fenced:
         for argument in arguments:
             if isinstance(argument, torch.Tensor) and not self.owns(argument):
                 strangers[argument.data_ptr()] = (_extent(argument), self._moved(argument))
-        moved = [strangers[a.data_ptr()][1] if _is_in(a, strangers) else a for a in arguments]
+        moved = [_in_place_of(argument, strangers) for argument in arguments]
         try:
             host.launch(source, kernel, grid, block, *moved)
         except OutOfBounds as failure:
@@ -233,8 +233,14 @@ def _extent(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((count if tensor.numel() else 0,), (1,)).view(torch.uint8)
 
 
-def _is_in(argument: object, strangers: Mapping[int, object]) -> TypeGuard[torch.Tensor]:
-    return isinstance(argument, torch.Tensor) and argument.data_ptr() in strangers
+def _in_place_of(argument: object, strangers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> object:
+    """The copy of a stranger, or its map; any other argument itself."""
+    if isinstance(argument, TensorMap) and argument.matrix.data_ptr() in strangers:
+        copy = strangers[argument.matrix.data_ptr()][1]
+        return replace(argument, matrix=copy.view(argument.matrix.dtype).view(argument.matrix.shape))
+    if isinstance(argument, torch.Tensor) and argument.data_ptr() in strangers:
+        return strangers[argument.data_ptr()][1]
+    return argument
 
 
 def _addresses(arguments: Iterable[object]) -> list[int]:

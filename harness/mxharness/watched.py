@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mxharness.device.argument import TensorMap
 from mxharness.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class Watched:
 
 
 def _copied(argument: object) -> torch.Tensor | float | None:
-    """What a kernel was given: a tensor's copy on the CPU, a number, None."""
+    """What a kernel was given: a tensor's copy on the CPU, a number, None. Of a map None: its tensor is given, too."""
     if isinstance(argument, torch.Tensor):
         return argument.to("cpu", copy=True)
-    return None if argument is None else float(argument)  # type: ignore[arg-type]  # a number: there is nothing else
+    if argument is None or isinstance(argument, TensorMap):
+        return None
+    return float(argument)  # type: ignore[arg-type]  # a number: there is nothing else

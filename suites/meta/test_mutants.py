@@ -90,7 +90,7 @@ def test_the_other_branch_is_this_devices_on_a_gpu():
 def test_all_kernels_are_mutated_and_the_host_is_not():
     found = generate(shipped())
     files = {name for name, _ in shipped().files if name.endswith((".cu", ".cuh"))}
-    nothing_to_slip_on = {"async.cuh", "matrix.cuh", "out_of_line.cuh", "stream.cuh"}
+    nothing_to_slip_on = {"async.cuh", "matrix.cuh", "out_of_line.cuh", "stream.cuh", "tensor_map.cuh"}
     assert {mutant.file for mutant in found} == files - nothing_to_slip_on
     assert {mutant.operator for mutant in found} == set(OPERATORS)
     assert len(set(found)) == len(found) > 3000

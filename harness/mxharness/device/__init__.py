@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from mxharness.device.source import Sources
 
-Argument = "torch.Tensor | int | float | None"
-"""A kernel argument: a tensor (its address), an int (32 bit), a float (float32) or None (a null pointer)."""
-
 
 class Device(Protocol):
     """The surface operators, judge and models use."""

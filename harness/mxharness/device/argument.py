@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,13 +12,25 @@ import torch
 from mxharness.errors import UserError
 
 
-def kernel_argument(argument: object) -> np.generic:
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """A launch's argument that tells the copy engine of a matrix: kernels/tensor_map.cuh."""
+
+    matrix: torch.Tensor
+    """(rows, columns) of 16-bit numbers, contiguous, 16-byte aligned, columns a multiple of 8."""
+    box: int
+    """Rows that are brought at a time, at most 256."""
+
+
+def kernel_argument(argument: object, described: Callable[[TensorMap], bytes]) -> np.generic:
     """A launch's argument as the bytes a kernel takes.
 
-    A tensor is its address, None a null pointer, int 32 bits, numpy.int64 64 bits, float a float32.
-    UserError for anything else.
+    A tensor is its address, None a null pointer, int 32 bits, numpy.int64 64 bits, float a float32, a TensorMap what
+    `described` gives. UserError for anything else.
     """
     match argument:
+        case TensorMap():
+            return np.void(described(argument))
         case torch.Tensor():
             return np.uintp(argument.data_ptr())
         case None:
@@ -30,15 +42,17 @@ def kernel_argument(argument: object) -> np.generic:
         case float():
             return np.float32(argument)
     raise UserError(
-        f"a kernel argument must be a tensor, int, numpy.int64, float or None, not {type(argument).__name__}"
+        f"a kernel argument must be a tensor, TensorMap, int, numpy.int64, float or None, not {type(argument).__name__}"
     )
 
 
 def argument_cells(values: Sequence[np.generic]) -> ctypes.Array[ctypes.c_uint64]:
     """What cuLaunchKernel takes, in one piece of memory: the address of every value, then the values."""
-    cells = (ctypes.c_uint64 * (2 * len(values) + 1))()
-    start = ctypes.addressof(cells) + 8 * len(values)
-    for i, value in enumerate(values):
-        cells[i] = start + 8 * i
-        cells[len(values) + i] = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder)
+    words = [np.frombuffer(value.tobytes().ljust(-(-value.nbytes // 8) * 8, b"\0"), np.uint64) for value in values]
+    cells = (ctypes.c_uint64 * (len(values) + sum(map(len, words)) + 1))()
+    at = len(values)
+    for i, each in enumerate(words):
+        cells[i] = ctypes.addressof(cells) + 8 * at
+        cells[at : at + len(each)] = each.tolist()
+        at += len(each)
     return cells

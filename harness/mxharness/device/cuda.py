@@ -20,6 +20,7 @@ from mxharness.device.argument import kernel_argument
 from mxharness.device.presence import cuda_lacks
 from mxharness.device.resources import Resources, parsed
 from mxharness.device.source import Sources, compiled, shipped
+from mxharness.device.tensor_map import cuda_map
 from mxharness.device.toolchain import nvcc, nvcc_version, takes
 from mxharness.errors import Hung, KernelFailure, Unavailable, UserError
 
@@ -181,7 +182,7 @@ class CudaDevice:
     ) -> None:
         """Enqueue the kernel. UserError for a kernel or an argument type that does not exist."""
         function, shared = self._found(source, kernel)
-        values = [kernel_argument(argument) for argument in arguments]
+        values = [kernel_argument(argument, cuda_map) for argument in arguments]
         whole_grid, whole_block = (*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block)))
         try:
             function(*values, grid=whole_grid, block=whole_block, stream=self._stream, shared=shared)

@@ -23,6 +23,7 @@ import torch
 from mxharness.device import presence
 from mxharness.device.argument import argument_cells, kernel_argument
 from mxharness.device.source import Sources, compiled, shipped
+from mxharness.device.tensor_map import host_map
 from mxharness.device.toolchain import compiler, compiler_version, headers
 from mxharness.errors import Hung, KernelFailure, OutOfBounds, Unavailable, UserError
 from mxharness.tensor_core import Unit
@@ -292,7 +293,7 @@ class HostDevice:
         size_function = getattr(library, f"sizes_{kernel}")
         size_function.restype = ctypes.POINTER(ctypes.c_uint)
         _check_sizes(kernel, grid, block)
-        values = [kernel_argument(argument) for argument in arguments]
+        values = [kernel_argument(argument, host_map) for argument in arguments]
         sizes = size_function()
         for i, value in enumerate(values):
             if sizes[i] == 0:

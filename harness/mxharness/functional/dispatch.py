@@ -10,8 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import TYPE_CHECKING
 
+from mxharness.device.argument import TensorMap
 from mxharness.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Cost:
     """More of the same for each row of the block but the first."""
     uneven: float = 1
     """Times as much over columns that are no multiple of 512."""
+    least: float = 0
+    """Over 4,096 columns, whatever the number of blocks: no less."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,29 @@ class Plan:
         """The kernel's name without its weights' and its activations' kinds."""
         return self.kernel.split("_", 1)[1].rpartition("_")[0]
 
+    def cost_of(self, *, routed: bool) -> Cost:
+        """Its cost for rows of one problem after the other, or for routed ones."""
+        return _ROUTED.get(self.path, {}).get(self.kernel.rpartition("_")[2], self.cost) if routed else self.cost
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the kernel's parameters tell the copy engine of x."""
+        return self.path.startswith("wide")
+
+    def maps(self, x: torch.Tensor, rows: int) -> tuple[TensorMap, ...]:
+        """What its parameters tell of x, `rows` a problem: boxes of as many rows as its tiles take."""
+        if not self.mapped:
+            return ()
+        return (TensorMap(x.reshape(-1, x.shape[-1]), min(self.rows, -(-rows // COLUMNS) * COLUMNS)),)
+
     @property
     def least(self) -> float:
         """Of a full tile's time, what one with few rows takes, about, by kernels that leave out columns."""
         return 0.8 if self.path.startswith(("wide", "thin_64")) else 1
 
 
+BANDWIDTH, BYTES = 3.05e6, {"gemm": 17 / 32, "dense": 2}
+"""Of an H100's memory, bytes a microsecond; of a weight by its kind."""
 MULTIPROCESSORS = 132
 """Of an H100: blocks are shared out among so many. Another number elsewhere costs time alone."""
 SPLIT_K = 128
@@ -62,6 +86,8 @@ FEW_ROWS = 16
 """From one more on the host device takes HOST_TILE."""
 HOST_TILE = {"gemm": (128, 128), "dense": (64, 64)}
 """Features and rows: (128, 64) takes half as long again on a core, (64, 32) three times."""
+COLUMNS = 32
+"""Hopper's kernels for many rows take as many of these as all rows want, up to their tile's."""
 _MOST_TILES = 65_535
 """Of a grid's second and third size, CUDA's limit."""
 WGMMA = ("host", "sm_90")
@@ -74,40 +100,44 @@ GATED = tuple(f"gemm_{path}_{dtype}.cu" for path in ("thin", "wide") for dtype i
 
 Tiles = tuple[tuple[str, int, int, int, dict[str, Cost]], ...]
 _FEW: Tiles = (
-    ("gemm_small", 16, 8, 256, {"bf16": Cost(3.1, 1.0, 2.5, 0.08), "fp16": Cost(3.1, 1.5, 2.9, 0.12)}),
-    ("gemm_deep", 16, 8, 512, {"bf16": Cost(3.1, -0.6, 3.1, 0.07), "fp16": Cost(3.1, -0.6, 3.85, 0.13)}),
+    ("gemm_small", 16, 8, 256, {"bf16": Cost(3.1, 1.4, 2.4, 0.09), "fp16": Cost(3.1, 1.75, 2.95, 0.12)}),
+    ("gemm_deep", 16, 8, 512, {"bf16": Cost(3.1, -0.4, 3.1, 0.08), "fp16": Cost(3.1, -0.8, 3.9, 0.13)}),
 )
 _THIN: Tiles = (
-    ("gemm_thin", 64, 8, 128, {"bf16": Cost(3.1, 4.2, 7.0), "fp16": Cost(3.1, 3.2, 7.4)}),
-    ("gemm_thin", 64, 16, 128, {"bf16": Cost(3.1, 4.5, 7.8), "fp16": Cost(3.1, 4.4, 7.9)}),
-    ("gemm_thin", 64, 32, 128, {"bf16": Cost(3.1, 4.4, 10.9), "fp16": Cost(3.1, 3.7, 11.7)}),
+    ("gemm_thin", 64, 8, 128, {"bf16": Cost(3.1, 3.5, 6.5), "fp16": Cost(3.1, 3.25, 6.6)}),
+    ("gemm_thin", 64, 16, 128, {"bf16": Cost(3.1, 3.3, 7.7), "fp16": Cost(3.1, 2.9, 8.1)}),
+    ("gemm_thin", 64, 32, 128, {"bf16": Cost(3.1, 3.5, 6.9, 0.12), "fp16": Cost(3.1, 3.8, 6.45, 0.16)}),
 )
 _THIN_SPLIT: Tiles = (
-    ("gemm_thin", 32, 16, 256, {"bf16": Cost(3.1, 0.2, 6.4), "fp16": Cost(3.1, 1.1, 7.0)}),
-    ("gemm_thin", 32, 32, 256, {"bf16": Cost(3.1, 0.6, 7.8), "fp16": Cost(3.1, -1.5, 14.0)}),
+    ("gemm_thin", 32, 16, 256, {"bf16": Cost(3.1, 1.1, 6.9), "fp16": Cost(3.1, 2.0, 7.3)}),
+    ("gemm_thin", 32, 32, 256, {"bf16": Cost(3.1, 1.7, 8.3), "fp16": Cost(3.1, -1.3, 15.1)}),
 )
-_THIN_TOGETHER: Tiles = (("gemm_thin", 64, 64, 128, {"bf16": Cost(3.1, 9.6, 13.0)}),)
+_THIN_TOGETHER: Tiles = (("gemm_thin", 64, 64, 128, {"bf16": Cost(3.1, 4.2, 6.7, 0.22, uneven=1.3)}),)
 _WIDE: Tiles = (
-    ("gemm_wide", 256, 128, 384, {"bf16": Cost(7.4, -6, 63)}),  # half has more sums to keep
-    ("gemm_wide", 128, 128, 384, {"bf16": Cost(7.4, -10, 38), "fp16": Cost(9.1, -11, 43)}),
-    ("gemm_wide", 128, 64, 384, {"bf16": Cost(6.3, -9, 31), "fp16": Cost(6.1, -8.6, 34)}),
+    ("gemm_wide", 256, 128, 384, {"bf16": Cost(8.0, -15.6, 40.7, 0.21)}),  # half has more sums to keep
+    ("gemm_wide", 128, 128, 384, {"bf16": Cost(6.0, -8.2, 21.1, 0.11), "fp16": Cost(5.2, -6.3, 21.6, 0.16)}),
+    ("gemm_wide", 128, 64, 384, {"bf16": Cost(5.9, -8.0, 21.7, 0.095), "fp16": Cost(5.1, -5.9, 20.4, 0.18)}),
 )
 _SPLIT: Tiles = (
-    ("gemm_split", 64, 32, 640, {"bf16": Cost(4.4, -3, 12.7, uneven=1.4), "fp16": Cost(3.9, -2.4, 23, uneven=1.25)}),
+    ("gemm_split", 64, 32, 640, {"bf16": Cost(4.0, -2.9, 13, uneven=1.4), "fp16": Cost(4.0, -2.4, 22.5, uneven=1.2)}),
 )
 _DENSE: Tiles = (
-    ("dense_small", 16, 8, 256, {"bf16": Cost(3.1, -1.4, 6.8), "fp16": Cost(3.1, -1.4, 6.8)}),
-    (
-        "dense_narrow",
-        32,
-        32,
-        128,
-        {"bf16": Cost(2.0, 12.85, 4.1, uneven=0.8), "fp16": Cost(2.0, 12.85, 4.4, uneven=0.9)},
-    ),
+    ("dense_small", 16, 8, 256, {"bf16": Cost(3.1, -1.5, 6.0), "fp16": Cost(3.6, -0.1, 7.1)}),
+    ("dense_narrow", 32, 32, 128, {"bf16": Cost(3.0, 0, 6.6, least=11.2), "fp16": Cost(3.0, 0, 6.6, least=11.2)}),
     ("dense_tile", 64, 64, 128, {"bf16": Cost(3.0, 72, 31), "fp16": Cost(3.0, 72, 31)}),
 )
 """A kernel's path, a block's features, rows and threads, and what it costs. Fitted to 2880 to 50272 features of one
-matrix, and of 4 and 32, all with usual scales: errors of 4 to 10 % on average, 22 % at most."""
+matrix, and of 4 and 32, all with usual scales: errors of 3 to 8 % on average, a third at most."""
+_ROUTED = {
+    "wide_256x128": {"bf16": Cost(7.4, -6, 63)},
+    "wide_128x128": {"bf16": Cost(7.4, -10, 38), "fp16": Cost(9.1, -11, 43)},
+    "wide_128x64": {"bf16": Cost(6.3, -9, 31), "fp16": Cost(6.1, -8.6, 34)},
+    "thin_64x64": {"bf16": Cost(3.1, 9.6, 13.0)},
+    "thin_64x32": {"bf16": Cost(3.1, 4.4, 10.9), "fp16": Cost(3.1, 3.7, 11.7)},
+    "thin_64x16": {"bf16": Cost(3.1, 4.5, 7.8), "fp16": Cost(3.1, 4.4, 7.9)},
+    "thin_64x8": {"bf16": Cost(3.1, 4.2, 7.0), "fp16": Cost(3.1, 3.2, 7.4)},
+}
+"""By path and dtype, of full tiles of routed rows: threads bring the tokens of the wide ones, and tiles differ."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +160,12 @@ class Problem:
     def rows_each(self) -> float:
         """Rows that a problem has, on average where they are routed."""
         return self.rows / self.problems if self.routed else self.rows
+
+    @property
+    def floor(self) -> float:
+        """Microseconds to read the weights; 0 where some of them may meet no rows."""
+        size = self.problems * self.N * self.K * BYTES[self.kind]
+        return 0 if self.routed else size / BANDWIDTH
 
     def grid(self, plan: Plan) -> tuple[int, int, int]:
         """How many blocks; a routed problem may end in a tile that is not full."""
@@ -183,16 +219,17 @@ def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
 
 def microseconds(problem: Problem, plan: Plan) -> float:
     """What `plan` would take for `problem` on an H100."""
-    cost, full, problems = plan.cost, problem.rows_each, problem.problems
+    cost, full, problems = plan.cost_of(routed=problem.routed), problem.rows_each, problem.problems
     tiles: float = ceil(full / plan.rows)
     if problem.routed:  # problems differ, and the larger count
         full, problems = full * 4 / 3, min(problems, problem.rows)
         whole, left = divmod(full, plan.rows)
         tiles = whole + (plan.least + (1 - plan.least) * left / plan.rows if left else 0)
     blocks = ceil(ceil(problem.N / plan.features) * tiles * problems / MULTIPROCESSORS)
-    each = cost.each + cost.row * (min(full, plan.rows) - 1)
-    columns = problem.K / 4096 * (cost.uneven if problem.K % 512 else 1)
-    return cost.launch + columns * (cost.alone + each * blocks)
+    columns = ceil(full / COLUMNS) * COLUMNS if plan.mapped else full
+    each = cost.each + cost.row * (min(columns, plan.rows) - 1)
+    k = problem.K / 4096 * (cost.uneven if problem.K % 512 else 1)
+    return cost.launch + max(k * max(cost.least, cost.alone + each * blocks), problem.floor)
 
 
 def _plans(source: str, tiles: Tiles, dtype: str) -> list[Plan]:

@@ -247,5 +247,6 @@ def multiply(
     plan = named(path, problem, device.device_class) if path else choose(problem, device.device_class)
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
-        y, x, w, scales, bias, offsets, entries, problems, M, x_step, fan, N, K, form, *(gated or (0.0, 0.0)),
+        y, x, w, scales, bias, offsets, *plan.maps(x, rows), entries,
+        problems, M, x_step, fan, N, K, form, *(gated or (0.0, 0.0)),
     )  # fmt: skip

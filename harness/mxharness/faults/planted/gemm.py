@@ -235,16 +235,11 @@ FAULTS = (
     Fault(
         name="barrier-dropped-warpgroups",
         seen_in="any tiled kernel",
-        symptom="a race: a stage is multiplied before all of it has arrived, and overwritten while it is still read",
+        symptom="a race: who loads tells of a stage, or comes to the barrier after it, while it is still on its way",
         change=KernelChange(
             "gemm_wide.cuh",
-            "            __syncthreads();  // this stage and the next have arrived; the one before has been read\n",
-            "",
-        ),
-        also=KernelChange(
-            "gemm_wide.cuh",
-            "                    if (mb == 0 && block % 2 == 0 && block == meets) __syncthreads();  // see above\n",
-            "",
+            "wait_async<1>();  // the stage before has arrived",
+            "wait_async<2>();",
         ),
         op="gemm",
         detector="bound",

@@ -150,7 +150,7 @@ FAULTS: tuple[Fault, ...] = (
             "copy(i, m + i * apart < live);",
             "if (m + i * apart < live) copy(i, true);",
         ),
-        op="gemm_bias",
+        op="moe_forward",
         detector="uninitialised",
         undefined=True,
     ),

@@ -93,9 +93,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         name="later-scales-never-looked-at",
         seen_in="kernels with a fast path for usual scales",
-        symptom="right while scales are usual: whether some are extreme is asked of the first 512 columns alone",
+        symptom="right while scales are usual: whether some are extreme is asked of the first 1,024 columns alone",
         change=KernelChange(
-            "gemm_wide.cuh", "if (c % SCALES_OF == 2) look_at_scales(c + 2);", "if (c < 0) look_at_scales(c + 2);"
+            "gemm_wide.cuh",
+            "if (n > 1 && n % SCALES_OF == 1) look_at_scales(n - 1 + SCALES_OF);",
+            "if (n < 0) look_at_scales(n - 1 + SCALES_OF);",
         ),
         op="gemm",
         detector="bound",

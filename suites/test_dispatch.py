@@ -53,6 +53,17 @@ def bits(y, device):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("block", [24, 47, 56, 71])
+def test_kernels_see_extreme_scales_wherever_they_begin(device, dtype, block):
+    """Of 72 blocks, in four features; those who load look at 16 at a time, long before they are wanted."""
+    x, weight = data(20, 40, 2_304, dtype, (110, 120))
+    weight[1][:4, block] = 150
+    x, weight = device.upload(x), Quantized(*map(device.upload, weight))
+    seen = [bits(functional.gemm(x, weight, path=plan.path, device=device), device) for plan in plans(dtype, device)]
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("M", "N", "K", "scales", "out"),
     [

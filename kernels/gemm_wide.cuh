@@ -1,31 +1,35 @@
 // The path for many rows on Hopper: warpgroup instructions, the same bits as the other paths (gemm.cuh).
 //
-// A block owns 64 MB features x TOKENS rows for each of two warpgroups. A third one loads stages of 128 k, up to four under
+// A block owns 64 MB features x TOKENS rows for each of two warpgroups. A third one loads stages of 128 k, several under
 // way at once: the tokens as the tensor core reads them (wgmma.cuh), the codes with their bytes in the order of the lanes
 // (gemm_stage.cuh). Rows that follow one another are brought by the copy engine (tensor_map.cuh), routed ones by the
 // warpgroup's threads. Two warpgroups multiply, 64 MB features each: a lane decodes its part of 32 or 64 k into registers
 // while the tensor core works on what it decoded before. Stages with extreme scales, which want more operations, go through a
 // copy of the loop.
 //
-// Who loads stage n waits until stage n - 4, in whose place it comes, has been used. Who multiplies stage c waits for stage
+// TURNS, where such blocks are too few: both have the same 64 features and take the stages in turn. Of a chunk's sums a
+// warpgroup leaves those of half of the rows to the other, so that each adds all chunks of its half in ascending order.
+//
+// Who loads stage n waits until the stage in whose place it comes has been used. Who multiplies stage c waits for stage
 // c + 1 before it decodes what comes first in it, and tells that c has been used when the tensor core is done with it. Scales
 // are brought for four stages at a time, two such groups ahead: they are there, and whether some are extreme is known, before
 // the stage before them is. Where all threads of the block meet instead (wgmma.cuh), meeting c is the one in which stage c + 1
-// has arrived and stage c - 1 has been used.
+// has arrived and stage c - 1 has been used; by turns, in which chunk c - 1 has been left and stage c + 2 has arrived.
 #pragma once
 
 #include "gemm_stage.cuh"
 #include "tensor_map.cuh"
 
-constexpr int WIDE_GROUPS = 2, WIDE_THREADS = (WIDE_GROUPS + 1) * GROUP_THREADS, WIDE_STAGES = 4, SCALE_GROUPS = 4;
+constexpr int WIDE_GROUPS = 2, WIDE_THREADS = (WIDE_GROUPS + 1) * GROUP_THREADS, SCALE_GROUPS = 4;
 
-template <int MB, int TOKENS> struct WideShared {
-    static constexpr int features = WIDE_GROUPS * MB * GROUP_ROWS;
-    Stage<features, TOKENS> stages[WIDE_STAGES];
+template <int MB, int TOKENS, bool TURNS = false> struct WideShared {
+    static constexpr int features = (TURNS ? 1 : WIDE_GROUPS) * MB * GROUP_ROWS, count = TURNS ? 8 : 4;
+    Stage<features, TOKENS> stages[count];
+    float4 left[TURNS ? WIDE_GROUPS : 1][TURNS ? TOKENS / 16 : 1][GROUP_THREADS];  // sums for the other, of a warpgroup's chunk
     uint4 scales[SCALE_GROUPS][features];  // of 512 k each
     uint4 token_rows[GROUP_THREADS];       // of loading threads, see Tokens
     long long written[TOKENS];             // rows of y
-    Meeting there[WIDE_STAGES], used[WIDE_STAGES];
+    Meeting there[count], used[count], left_there[WIDE_GROUPS], left_used[WIDE_GROUPS];
     int extreme[SCALE_GROUPS];  // which 512 k, of those that come to this place, had extreme scales last
 };
 
@@ -38,13 +42,15 @@ __device__ inline void add_chunks(float (&total)[NT][4], const float (&sum)[NT][
 }
 
 // One tile of up to TOKENS rows.
-template <class T, int MB, int TOKENS>
+template <class T, int MB, int TOKENS, bool TURNS>
 __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __restrict__ x, const TensorMap& map, const Packed<T>& weights,
                                           const Tile& tile) {
-    using Shared = WideShared<MB, TOKENS>;
-    constexpr int NT = TOKENS / 8, features = Shared::features;
+    using Shared = WideShared<MB, TOKENS, TURNS>;
+    constexpr int NT = TOKENS / 8, features = Shared::features, STAGES = Shared::count;
+    constexpr int STEP = TURNS ? WIDE_GROUPS : 1, OWN = NT / STEP;  // from a warpgroup's chunk to its next; eights of rows it adds
     constexpr bool scaled_blocks = Order<T>::chunk == MX_BLOCK;
-    static_assert(scaled_blocks || Order<T>::chunk == STAGE_K);
+    static_assert(scaled_blocks ? !TURNS : Order<T>::chunk == STAGE_K);
+    static_assert(!TURNS || MB == 1);
     constexpr int SPAN = scaled_blocks || MB > 1 ? 1 : 2, SPANS = STAGE_K / MX_BLOCK / SPAN;  // blocks that are decoded at once
     // Of a thread that multiplies; what is left of 3 x 168 is for one that loads.
     constexpr int registers = (MB + 1 + scaled_blocks) * 4 * NT > 160 ? 224 : 200;
@@ -56,9 +62,14 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
     const int live = min(tile.count - tile.first, TOKENS), features_live = min(N - n0, features);
     const long long first_row = static_cast<long long>(tile.problem) * N + n0;
     if (thread < SCALE_GROUPS) shared.extreme[thread] = -1;
-    if (thread < WIDE_STAGES) {
-        open_meeting(shared.there[thread], GROUP_THREADS / WARP);
-        open_meeting(shared.used[thread], WIDE_GROUPS * GROUP_THREADS / WARP);
+    constexpr int warps = GROUP_THREADS / WARP;
+    if (thread < STAGES) {
+        open_meeting(shared.there[thread], warps);
+        open_meeting(shared.used[thread], TURNS ? warps : WIDE_GROUPS * warps);
+        if (TURNS && thread < WIDE_GROUPS) {
+            open_meeting(shared.left_there[thread], warps);
+            open_meeting(shared.left_used[thread], warps);
+        }
         publish_shared();
     }
     __syncthreads();  // the meetings are open
@@ -97,14 +108,14 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
             if (routed) tokens.find(tile, live, K);
             const auto tell = [&](int n) {
                 publish_shared();
-                arrive(shared.there[n % WIDE_STAGES]);
+                arrive(shared.there[n % STAGES]);
             };
             const auto load = [&](int n, CodesAhead<features, 1>& codes) {
-                auto* stage = &shared.stages[n % WIDE_STAGES];
-                auto& there = shared.there[n % WIDE_STAGES];
+                auto* stage = &shared.stages[n % STAGES];
+                auto& there = shared.there[n % STAGES];
                 const uint4* const all_tokens = reinterpret_cast<const uint4*>(x);
-                if (n >= WIDE_STAGES - 2) meet();
-                if (n >= WIDE_STAGES) await(shared.used[n % WIDE_STAGES], n / WIDE_STAGES - 1);
+                if (n >= STAGES - 2) meet();
+                if (n >= STAGES) await(shared.used[n % STAGES], n / STAGES - 1);
                 if (!routed) bring_tiles<TOKENS>(stage->tokens, map, first_token, n * STAGE_K, there);
                 else if ((n + 1) * STAGE_K <= K) tokens.template load<true, 1>(stage, all_tokens, n, K, live);
                 else tokens.template load<false, 1>(stage, all_tokens, n, K, live);
@@ -127,15 +138,16 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
         };
         if (tile.rows->offsets != nullptr) load_all(std::true_type());
         else load_all(std::false_type());
-        for (int left = min(chunks, WIDE_STAGES - 2); left > 0; --left) meet();
+        for (int left = min(chunks, STAGES - 2); left > 0; --left) meet();
         __syncthreads();  // all stages have been used
         __syncthreads();
     } else {
         keep_registers<registers>();
         if (thread < live) shared.written[thread] = tile.y_row(thread);
         const int lane = thread % 32, g = lane / 4, t = lane % 4;
-        const int first_feature = group * MB * GROUP_ROWS + thread % GROUP_THREADS / 32 * 16 + g;
-        float total[MB][NT][4] = {};
+        const int place = thread % GROUP_THREADS, part = TURNS ? shuffle(group, 0) : 0;
+        const int first_feature = (TURNS ? 0 : group * MB * GROUP_ROWS) + place / 32 * 16 + g;
+        float total[MB][OWN][4] = {};  // by turns of the rows from 8 OWN part on
         Operand32<T> operands[2][SPAN];  // one for the tensor core, one that is being decoded
         std::uint32_t words[2], now[2];  // scale bytes of a stage, of this lane's two rows: of what is decoded, of what is multiplied
         float scales[2] = {1, 1};        // of the block whose sum joins the total next
@@ -157,10 +169,37 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
             }
         };
         const auto extreme = [&](int c) { return shared.extreme[c / SCALES_OF % SCALE_GROUPS] == c / SCALES_OF; };
-        bool careful;  // whether a stage or the one after it, of which it decodes what comes first, has extreme scales
+        bool careful;  // whether a stage or the next one, of which it decodes what comes first, has extreme scales
+        const auto add_left = [&](int c) {  // the other's chunk c
+            await(shared.left_there[1 - part], c / STEP);
+            float4 sums_left[OWN];
+#pragma unroll
+            for (int j = 0; j < OWN; ++j) sums_left[j] = shared.left[1 - part][j][place];
+            arrive(shared.left_used[1 - part]);
+#pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                const float values[4] = {sums_left[j].x, sums_left[j].y, sums_left[j].z, sums_left[j].w};
+#pragma unroll
+                for (int r = 0; r < 4; ++r) total[0][j][r] = __fadd_rn(total[0][j][r], values[r]);
+            }
+        };
+        const auto leave_and_add = [&](int c) {  // this warpgroup's, of which the other half is left
+            if (c >= STEP) await(shared.left_used[part], c / STEP - 1);
+#pragma unroll
+            for (int half = 0; half < STEP; ++half)
+#pragma unroll
+                for (int j = 0; j < OWN; ++j) {
+                    const float(&sum)[4] = sums[0][half * OWN + j];
+                    if (half != part) shared.left[part][j][place] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+                    else
+#pragma unroll
+                        for (int r = 0; r < 4; ++r) total[0][j][r] = __fadd_rn(total[0][j][r], sum[r]);
+                }
+            arrive(shared.left_there[part]);
+        };
         const auto multiply = [&](int c, auto any) {
             constexpr bool any_scale = decltype(any)::value;
-            const int at = c % WIDE_STAGES, at_next = min(c + 1, chunks - 1) % WIDE_STAGES;
+            const int at = c % STAGES, next = min(c + STEP, chunks - 1), at_next = next % STAGES;
             const auto& stage = shared.stages[at];
             const Columns tokens[] = {columns_of(stage.tokens[0]), columns_of(stage.tokens[1])};
 #pragma unroll
@@ -169,7 +208,7 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
                 for (int span = 0; span < SPANS; ++span) {
                     auto& sum = sums[scaled_blocks && !any_scale ? span % 2 : 0];
                     // Past K there are zeros, which change no bit, and past the features nobody's rows; on the CPU both are left out.
-                    const bool whose = (group * MB + mb) * GROUP_ROWS < features_live;
+                    const bool whose = TURNS || (group * MB + mb) * GROUP_ROWS < features_live;
                     if (span == 0) now[0] = words[0], now[1] = words[1];
                     group_fence();
 #pragma unroll
@@ -179,15 +218,18 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
                         group_step<T, NT>(sum, operands[span % 2][half / 2].a[half % 2], tokens[step / 4], step % 4, first, wanted ? live : 0);
                     }
                     group_commit();
-                    if (mb == MB - 1 && span == SPANS - 2 && c + 1 < chunks) {
-                        meet();
-                        await(shared.there[at_next], (c + 1) / WIDE_STAGES);
+                    if (mb == MB - 1 && span == SPANS - 2 && c + STEP < chunks) {
+                        if (!TURNS) meet();
+                        await(shared.there[at_next], next / STAGES);
                     }
-                    if (mb == MB - 1 && span == SPANS - 1 && (c + 2) % SCALES_OF < 2) careful = extreme(c + 1) || extreme(c + 2);
+                    if (mb == MB - 1 && span == SPANS - 1 && (c + 2 * STEP) % SCALES_OF < 2 * STEP)
+                        careful = extreme(c + STEP) || extreme(c + 2 * STEP);
+                    if (TURNS && span == SPANS - 1 && c > 0) add_left(c - 1);
                     if (any_scale) group_wait<0>(sum);
                     else group_wait<1>(sums[(span + 1) % 2 * scaled_blocks]);  // what was multiplied before is done
-                    if (scaled_blocks && !any_scale && (span > 0 || mb > 0))
-                        add_chunks<T, any_scale>(total[span > 0 ? mb : mb - 1], sums[(span + 1) % 2], scales);
+                    if constexpr (scaled_blocks && !any_scale) {
+                        if (span > 0 || mb > 0) add_chunks<T, any_scale>(total[span > 0 ? mb : mb - 1], sums[(span + 1) % 2], scales);
+                    }
                     if (scaled_blocks) {
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
@@ -195,31 +237,40 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
                             scales[i] = any_scale ? decode_scale(byte) : plain_scale(byte);
                         }
                     }
-                    if (scaled_blocks && any_scale) add_chunks<T, any_scale>(total[mb], sum, scales);
+                    if constexpr (scaled_blocks && any_scale) add_chunks<T, any_scale>(total[mb], sum, scales);
 #pragma unroll
                     for (int s = 0; s < SPAN; ++s)
                         operands[(span + 1) % 2][s].template decode<any_scale>(codes[s], words, (span + 1) % SPANS * SPAN + s);
-                    const int next = span + 2, part = mb + next / SPANS;
-                    fetch(c + part / MB, part / MB > 0 ? at_next : at, part % MB, next % SPANS);
+                    const int ahead_by = span + 2, from = mb + ahead_by / SPANS;
+                    fetch(c + from / MB * STEP, from / MB > 0 ? at_next : at, from % MB, ahead_by % SPANS);
                 }
                 if (scaled_blocks && (any_scale || mb + 1 < MB)) continue;
                 group_wait<0>(sums[scaled_blocks ? (SPANS - 1) % 2 : 0]);
                 if (mb + 1 == MB) arrive(shared.used[at]);
-                add_chunks<T, any_scale>(total[mb], sums[scaled_blocks ? (SPANS - 1) % 2 : 0], scales);
+                if constexpr (TURNS) leave_and_add(c);
+                else add_chunks<T, any_scale>(total[mb], sums[scaled_blocks ? (SPANS - 1) % 2 : 0], scales);
             }
             if (scaled_blocks && any_scale) arrive(shared.used[at]);
         };
+        const auto meet_after = [&](int c) {  // by turns
+            if (TURNS && c < chunks - 1) meet();
+        };
         meet();
-        await(shared.there[0], 0);
-        fetch(0, 0, 0, 0);
+        if (part > 0) meet_after(0);
+        if (part < chunks) {
+            await(shared.there[part], 0);
+            fetch(part, part, 0, 0);
 #pragma unroll
-        for (int s = 0; s < SPAN; ++s) operands[0][s].template decode<true>(codes[s], words, s);
-        fetch(0, 0, 0, 1);
-        careful = extreme(0);
+            for (int s = 0; s < SPAN; ++s) operands[0][s].template decode<true>(codes[s], words, s);
+            fetch(part, part, 0, 1);
+            careful = extreme(part);
+        }
 #pragma unroll 1
-        for (int c = 0; c < chunks; ++c) {
+        for (int c = part; c < chunks; c += STEP) {
             if (careful) multiply(c, std::true_type());
             else multiply(c, std::false_type());
+            meet_after(c);
+            meet_after(c + 1);
         }
 
         // Results go through shared memory so that neighbours are written together.
@@ -227,13 +278,14 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
         float* results = reinterpret_cast<float*>(arena);
         static_assert(sizeof shared.stages >= sizeof(float) * pitch * TOKENS);
         __syncthreads();  // all stages have been used
+        if (TURNS && (chunks - 1) % STEP != part) add_left(chunks - 1);
 #pragma unroll
         for (int mb = 0; mb < MB; ++mb)
 #pragma unroll
-            for (int j = 0; j < NT; ++j)
+            for (int j = 0; j < OWN; ++j)
 #pragma unroll
                 for (int r = 0; r < 4; ++r)
-                    results[(8 * j + 2 * t + r % 2) * pitch + first_feature + mb * GROUP_ROWS + 8 * (r / 2)] = total[mb][j][r];
+                    results[(8 * (part * OWN + j) + 2 * t + r % 2) * pitch + first_feature + mb * GROUP_ROWS + 8 * (r / 2)] = total[mb][j][r];
         __syncthreads();
         write_rows<features, WIDE_GROUPS * GROUP_THREADS>(output, tile, n0, live, results, pitch, thread,
                                                           [&](int m) { return shared.written[m]; });
@@ -241,19 +293,19 @@ __device__ inline void multiply_wide_tile(const Output<T>& output, const T* __re
 }
 
 // A tile that is not full takes no more columns than it needs, in steps; where rows follow one another, only if all do.
-template <class T, int MB, int TOKENS>
+template <class T, int MB, int TOKENS, bool TURNS>
 __device__ inline void multiply_wide_rows(const Output<T>& output, const T* __restrict__ x, const TensorMap& map, const Packed<T>& weights,
                                           const Tile& tile) {
     constexpr int FEWER = TOKENS - 32;
     if constexpr (FEWER > 0) {
-        if (tile.count - (tile.rows->offsets != nullptr ? tile.first : 0) <= FEWER) return multiply_wide_rows<T, MB, FEWER>(output, x, map, weights, tile);
+        if (tile.count - (tile.rows->offsets != nullptr ? tile.first : 0) <= FEWER) return multiply_wide_rows<T, MB, FEWER, TURNS>(output, x, map, weights, tile);
     }
-    multiply_wide_tile<T, MB, TOKENS>(output, x, map, weights, tile);
+    multiply_wide_tile<T, MB, TOKENS, TURNS>(output, x, map, weights, tile);
 }
 
-template <class T, int MB, int TOKENS>
+template <class T, int MB, int TOKENS, bool TURNS = false>
 __device__ inline void multiply_wide(const Output<T>& output, const T* __restrict__ x, const TensorMap& map, const Packed<T>& weights,
                                      const Rows& rows) {
     Tile tile;
-    if (locate(tile, rows, TOKENS)) multiply_wide_rows<T, MB, TOKENS>(output, x, map, weights, tile);
+    if (locate(tile, rows, TOKENS)) multiply_wide_rows<T, MB, TOKENS, TURNS>(output, x, map, weights, tile);
 }

@@ -117,6 +117,7 @@ _WIDE: Tiles = (
     ("gemm_wide", 256, 128, 384, {"bf16": Cost(8.0, -15.6, 40.7, 0.21)}),  # half has more sums to keep
     ("gemm_wide", 128, 128, 384, {"bf16": Cost(6.0, -8.2, 21.1, 0.11), "fp16": Cost(5.2, -6.3, 21.6, 0.16)}),
     ("gemm_wide", 128, 64, 384, {"bf16": Cost(5.9, -8.0, 21.7, 0.095), "fp16": Cost(5.1, -5.9, 20.4, 0.18)}),
+    ("gemm_wide", 64, 64, 384, {"bf16": Cost(5.0, -4.0, 15.5, 0.05, uneven=1.15)}),  # half leaves four times the sums
 )
 _SPLIT: Tiles = (
     ("gemm_split", 64, 32, 640, {"bf16": Cost(4.0, -2.9, 13, uneven=1.4), "fp16": Cost(4.0, -2.4, 22.5, uneven=1.2)}),
@@ -132,6 +133,7 @@ _ROUTED = {
     "wide_256x128": {"bf16": Cost(7.4, -6, 63)},
     "wide_128x128": {"bf16": Cost(7.4, -10, 38), "fp16": Cost(9.1, -11, 43)},
     "wide_128x64": {"bf16": Cost(6.3, -9, 31), "fp16": Cost(6.1, -8.6, 34)},
+    "wide_64x64": {"bf16": Cost(5.4, -4.5, 21)},
     "thin_64x64": {"bf16": Cost(3.1, 9.6, 13.0)},
     "thin_64x32": {"bf16": Cost(3.1, 4.4, 10.9), "fp16": Cost(3.1, 3.7, 11.7)},
     "thin_64x16": {"bf16": Cost(3.1, 4.5, 7.8), "fp16": Cost(3.1, 4.4, 7.9)},

@@ -49,14 +49,19 @@ GEMM = (
     ),
 )
 PATHS = ("deep", "small", "thin_32x16", "thin_32x32", "thin_64x8", "thin_64x16", "thin_64x32", "thin_64x64")
-WIDE_PATHS = ("split_64x32", "wide_128x64", "wide_128x128", "wide_256x128")
+WIDE_PATHS = ("split_64x32", "wide_64x64", "wide_128x64", "wide_128x128", "wide_256x128")
+SHARED_K = ("split_64x32", "wide_64x64", "thin_64x32")
+"""Whose warps or warpgroups take the chunks of K in turn."""
 _HOPPERS = {dtype: {plan.path for plan in dispatch.plans("gemm", dtype, "sm_90")} for dtype in ("bf16", "fp16")}
 GEMM += tuple(  # every kernel, whatever the shape would take
     Case("gemm", shape, regime=regime, dtype=dtype, options=(*output, f"path={path}"))
     for path, shape, chosen, output in (
         ("wide_128x64", (33, 70, 160), REGIMES, ("fp32",)),
         ("wide_128x64", (33, 70, 1120), ("extreme",), ("fp32",)),
-        *((path, (33, 70, 1120), ("normal", "extreme", "nan"), ("fp32",)) for path in ("split_64x32", "thin_64x32")),
+        *(
+            (path, (33, 70, 1120), ("normal", "extreme", "nan"), ("fp32",))
+            for path in ("split_64x32", "wide_64x64", "thin_64x32")
+        ),
         *((path, (65, 129, 416), ("normal",), ()) for path in WIDE_PATHS),
         *((path, (33, 40, 1024), ("normal",), ()) for path in (*WIDE_PATHS, "thin_32x32")),  # sixteen scales at once
         *((path, (9, 70, 544), ("normal", "extreme"), ("fp32",)) for path in PATHS),
@@ -67,8 +72,13 @@ GEMM += tuple(  # every kernel, whatever the shape would take
 )
 SHORT = tuple(  # fewer chunks than warpgroups that share them; a row's scales end with a pair that is not wanted
     Case("gemm", shape, dtype=dtype, options=("fp32", f"path={path}"))
-    for path, shape in (("split_64x32", (30, 40, 160)), ("thin_64x32", (33, 40, 576)))
+    for path, shape in (
+        ("split_64x32", (30, 40, 160)),
+        ("wide_64x64", (33, 40, 96)),
+        ("thin_64x32", (33, 40, 576)),
+    )
     for dtype in ("bf16", "fp16")
+    if path in _HOPPERS[dtype]
 )
 NOT_FULL = tuple(
     Case("gemm", (rows, 70, 544), dtype=dtype, options=("fp32", f"path={path}"))

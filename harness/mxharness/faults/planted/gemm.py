@@ -285,13 +285,30 @@ FAULTS = (
         detector="predicted",
     ),
     Fault(
+        name="turns-joined-out-of-order",
+        seen_in="split-K kernels",
+        symptom="right within the bound; warpgroups that take turns add their own chunk before the other's earlier one",
+        change=KernelChange(
+            "gemm_wide.cuh",
+            "if (TURNS && span == SPANS - 1 && c > 0) add_left(c - 1);",
+            "",
+        ),
+        also=KernelChange(
+            "gemm_wide.cuh",
+            "if constexpr (TURNS) leave_and_add(c);",
+            "if constexpr (TURNS) leave_and_add(c), c > 0 ? add_left(c - 1) : void();",
+        ),
+        op="gemm",
+        detector="predicted",
+    ),
+    Fault(
         name="return-before-a-barrier-warpgroups",
         seen_in="llama-orch, mxfp4_attention.cu",
         symptom="threads whose features lie past the end return while the others wait",
         change=KernelChange(
             "gemm_wide.cuh",
-            "        float total[MB][NT][4] = {};\n",
-            "        float total[MB][NT][4] = {};\n        if (first_feature >= features_live) return;\n",
+            "        float total[MB][OWN][4] = {};",
+            "        if (first_feature >= features_live) return;\n        float total[MB][OWN][4] = {};",
         ),
         op="gemm",
         detector="crash",

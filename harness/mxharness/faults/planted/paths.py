@@ -64,8 +64,8 @@ FAULTS: tuple[Fault, ...] = (
         symptom="wrong from the second warpgroup on: its place in the tile is that of the first",
         change=KernelChange(
             "gemm_wide.cuh",
-            "const int first_feature = group * MB * GROUP_ROWS + ",
-            "const int first_feature = group / 2 * MB * GROUP_ROWS + ",
+            "(TURNS ? 0 : group * MB * GROUP_ROWS) + ",
+            "(TURNS ? 0 : group / 2 * MB * GROUP_ROWS) + ",
         ),
         op="gemm",
         detector="bound",

@@ -53,7 +53,7 @@ def bits(y, device):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("block", [24, 47, 56, 71])
+@pytest.mark.parametrize("block", [24, 47, 48, 52, 56, 71])  # 48 and 52: decoded a stage before
 def test_kernels_see_extreme_scales_wherever_they_begin(device, dtype, block):
     """Of 72 blocks, in four features; those who load look at 16 at a time, long before they are wanted."""
     x, weight = data(20, 40, 2_304, dtype, (110, 120))

@@ -58,6 +58,7 @@ GEMM += tuple(  # every kernel, whatever the shape would take
     for path, shape, chosen, output in (
         ("wide_128x64", (33, 70, 160), REGIMES, ("fp32",)),
         ("wide_128x64", (33, 70, 1120), ("extreme",), ("fp32",)),
+        ("wide_64x64", (40, 40, 2208), ("normal",), ("fp32",)),  # more scales than it holds at once
         *((path, (33, 70, 1120), ("normal", "extreme", "nan"), ("fp32",)) for path in SHARED_K),
         *((path, (65, 129, 416), ("normal",), ()) for path in WIDE_PATHS),
         *((path, (33, 40, 1024), ("normal",), ()) for path in (*WIDE_PATHS, "thin_32x32")),  # sixteen scales at once

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from mxharness import figures, timing
-from mxharness.bench import work
+from mxharness.bench import products, work
+from mxharness.device import open_device
 from mxharness.errors import KernelFailure
 from mxharness.functional import ffn_forward, gemm
 from mxharness.timing import Subject
@@ -65,3 +66,11 @@ def test_a_timing_is_the_median_of_its_repeats_and_their_deciles():
     assert (found.us, found.low, found.high) == pytest.approx((6.0, 2.0, 10.0))
     assert found.spread == pytest.approx(8 / 6)
     assert (found.repeats, found.calls) == (11, 10)
+
+
+@pytest.mark.parametrize("nbytes", [1_024, 5_000_000])
+def test_what_a_copy_gives_is_never_taken_for_memory_that_nobody_wrote(nbytes):
+    rival = products.copying(open_device("host"), nbytes)
+    outputs = [rival.call(i) for i in range(rival.copies)]
+    assert len(outputs) > 30
+    timing.check_written(outputs, outputs, exact=False)

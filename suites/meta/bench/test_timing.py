@@ -68,9 +68,8 @@ def test_a_timing_is_the_median_of_its_repeats_and_their_deciles():
     assert (found.repeats, found.calls) == (11, 10)
 
 
-@pytest.mark.parametrize("nbytes", [1_024, 5_000_000])
-def test_what_a_copy_gives_is_never_taken_for_memory_that_nobody_wrote(nbytes):
-    rival = products.copying(open_device("host"), nbytes)
+def test_what_a_copy_gives_is_never_taken_for_memory_that_nobody_wrote():
+    rival = products.copying(open_device("host"), 1_024)
     outputs = [rival.call(i) for i in range(rival.copies)]
-    assert len(outputs) > 30
+    assert len(outputs) > 255  # as many as a byte has values
     timing.check_written(outputs, outputs, exact=False)

@@ -66,6 +66,12 @@ __device__ inline int swizzled(int row, int piece) { return row * 128 + ((piece 
                    FOUR(10), FOUR(11), FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(add))
 // Both operands from shared memory.
+#define WGMMA_SHARED_64(type)                                                                                     \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0;\n"                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " D32                              \
+                 "%32, %33, add, 1, 1, 0, 0; }"                                                                   \
+                 : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7)                         \
+                 : "l"(rows), "l"(tokens), "r"(add))
 #define WGMMA_SHARED_128(type)                                                                                    \
     asm volatile("{ .reg .pred add; setp.ne.b32 add, %66, 0;\n"                                                   \
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " D64                             \
@@ -117,6 +123,12 @@ __device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[
 }
 __device__ inline void wgmma_across(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t tokens, int add, __half) {
     WGMMA_128("f16", "1");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
+    WGMMA_SHARED_64("bf16");
+}
+__device__ inline void wgmma_shared(float (&d)[8][4], std::uint64_t rows, std::uint64_t tokens, int add, __half) {
+    WGMMA_SHARED_64("f16");
 }
 __device__ inline void wgmma_shared(float (&d)[16][4], std::uint64_t rows, std::uint64_t tokens, int add, __nv_bfloat16) {
     WGMMA_SHARED_128("bf16");
@@ -174,6 +186,34 @@ __device__ inline void await(Meeting& meeting, int time) {
 
 __device__ inline void meet() {}
 
+// This block's number in its cluster, whose blocks can arrive at each other's meetings and have bytes brought to each other.
+__device__ inline int cluster_rank() {
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// Meetings that this thread opened are so for the copy engine and for a cluster after the next meet_cluster.
+__device__ inline void publish_meetings() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    publish_shared();
+}
+// All threads of the cluster, of BLOCKS blocks.
+template <int BLOCKS> __device__ inline void meet_cluster() {
+    if (BLOCKS == 1) __syncthreads();
+    else asm volatile("barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The warp arrives at this meeting of each of the cluster's blocks.
+template <int BLOCKS> __device__ inline void arrive_everywhere(Meeting& meeting) {
+    if (BLOCKS == 1) return arrive(meeting);
+    __syncwarp();
+    const int lane = threadIdx.x % 32;
+    if (lane < BLOCKS)
+        asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
+                     "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
+                         static_cast<unsigned>(__cvta_generic_to_shared(&meeting))), "r"(lane)
+                     : "memory");
+}
+
 // How many registers a thread of this warpgroup has from here on; those of a block are shared out at its start.
 template <int count, int launched = 168> __device__ inline void keep_registers() {
     if (count < launched) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
@@ -198,6 +238,9 @@ __device__ inline void arrive(Meeting&) {}
 __device__ inline void await(Meeting&, int) {}
 __device__ inline void meet() {}
 __device__ inline void publish_shared() {}
+__device__ inline void publish_meetings() {}
+template <int BLOCKS> __device__ inline void meet_cluster() {}
+template <int BLOCKS> __device__ inline void arrive_everywhere(Meeting&) {}
 template <int count, int launched = 168> __device__ inline void keep_registers() {}
 
 #endif

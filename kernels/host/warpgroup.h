@@ -159,6 +159,9 @@ inline void arrive(Meeting&) {}
 inline void await(Meeting&, int) {}
 inline void meet() { __syncthreads(); }
 inline void publish_shared() {}
+inline void publish_meetings() {}
+template <int BLOCKS> inline void meet_cluster() { __syncthreads(); }
+template <int BLOCKS> inline void arrive_everywhere(Meeting&) {}
 template <int count, int launched = 168> inline void keep_registers() {}
 
 template <class T, int NT>

@@ -1,4 +1,4 @@
-"""Which kernel of gemm.cu, gemm_thin_*.cu and gemm_wide_*.cu multiplies, by shape and device: decided here alone.
+"""Which kernel of gemm.cu, gemm_thin_*.cu and *_wide*.cu multiplies, by shape and device: decided here alone.
 
 All of them follow the canonical order of kernels/mma.cuh, so a choice costs or saves time and changes no bit: results
 do not depend on the batch, and a row has the same bits on both sides of every switch. The host device takes what an
@@ -64,11 +64,23 @@ class Plan:
         """Whether the kernel's parameters tell the copy engine of x."""
         return self.path.startswith("wide")
 
-    def maps(self, x: torch.Tensor, rows: int) -> tuple[TensorMap, ...]:
-        """What its parameters tell of x, `rows` a problem: boxes of as many rows as its tiles take."""
+    @property
+    def maps_weights(self) -> bool:
+        """Whether they tell it of w, too, which is of 16 bits."""
+        return self.source == DENSE_WIDE
+
+    @property
+    def cluster(self) -> int:
+        """Blocks, of neighbouring rows, that share what they bring of w."""
+        return 2 if self.maps_weights and self.rows > 64 else 1
+
+    def maps(self, x: torch.Tensor, w: torch.Tensor, rows: int) -> tuple[TensorMap, ...]:
+        """What its parameters tell of x, `rows` a problem: boxes of as many rows as its tiles take; and of w."""
         if not self.mapped:
             return ()
-        return (TensorMap(x.reshape(-1, x.shape[-1]), min(self.rows, -(-rows // COLUMNS) * COLUMNS)),)
+        if self.maps_weights:
+            return _map(x, self.rows), _map(w, PIECE // self.cluster)
+        return (_map(x, min(self.rows, -(-rows // COLUMNS) * COLUMNS)),)
 
     @property
     def least(self) -> float:
@@ -88,6 +100,8 @@ HOST_TILE = {"gemm": (128, 128), "dense": (64, 64)}
 """Features and rows: (128, 64) takes half as long again on a core, (64, 32) three times."""
 COLUMNS = 32
 """Hopper's kernels for many rows take as many of these as all rows want, up to their tile's."""
+DENSE_WIDE, PIECE = "dense_wide.cu", 128
+"""The file of kernels for many rows of 16-bit weights, and the features that they bring at a time."""
 _MOST_TILES = 65_535
 """Of a grid's second and third size, CUDA's limit."""
 WGMMA = ("host", "sm_90")
@@ -126,6 +140,11 @@ _DENSE: Tiles = (
     ("dense_small", 16, 8, 256, {"bf16": Cost(3.1, -1.5, 6.0), "fp16": Cost(3.6, -0.1, 7.1)}),
     ("dense_narrow", 32, 32, 128, {"bf16": Cost(3.0, 0, 6.6, least=11.2), "fp16": Cost(3.0, 0, 6.6, least=11.2)}),
     ("dense_tile", 64, 64, 128, {"bf16": Cost(3.0, 72, 31), "fp16": Cost(3.0, 72, 31)}),
+)
+_DENSE_WIDE: Tiles = (
+    ("dense_wide", 256, 128, 384, {"bf16": Cost(3.0, -5, 58)}),  # half has more sums to keep
+    ("dense_wide", 128, 128, 384, {"bf16": Cost(3.0, -5, 33), "fp16": Cost(3.0, -8, 48)}),
+    ("dense_wide", 128, 64, 384, {"bf16": Cost(3.0, -2, 24), "fp16": Cost(3.0, -1, 30.5)}),
 )
 """A kernel's path, a block's features, rows and threads, and what it costs. Fitted to 2880 to 50272 features of one
 matrix, and of 4 and 32, all with usual scales: errors of 3 to 8 % on average, a third at most."""
@@ -172,6 +191,7 @@ class Problem:
     def grid(self, plan: Plan) -> tuple[int, int, int]:
         """How many blocks; a routed problem may end in a tile that is not full."""
         tiles = self.rows // plan.rows + min(self.problems, self.rows) if self.routed else -(-self.rows // plan.rows)
+        tiles = -(-tiles // plan.cluster) * plan.cluster
         return -(-self.N // plan.features), tiles, 1 if self.routed else self.problems
 
     def blocks(self, plan: Plan) -> tuple[int, int, int]:
@@ -187,6 +207,8 @@ class Problem:
 def choose(problem: Problem, device_class: str) -> Plan:
     """The kernel for `problem` on a device of this class ("host", "sm_90", ..): of equals the first of `plans`."""
     found = plans(problem.kind, problem.dtype, device_class)
+    if problem.routed:
+        found = [plan for plan in found if not plan.maps_weights]  # their rows follow one another
     if problem.K <= SPLIT_K:
         found = [plan for plan in found if "split" not in plan.kernel]
     if device_class == "host" and problem.rows_each > FEW_ROWS:
@@ -208,7 +230,9 @@ def named(path: str, problem: Problem, device_class: str) -> Plan:
 def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
     """The kernels that such a device has for weights of `kind` and activations of `dtype`, largest tile first."""
     if kind == "dense":
-        return _plans("gemm.cu", _DENSE, dtype)
+        return (_plans(DENSE_WIDE, _DENSE_WIDE, dtype) if device_class in WGMMA else []) + _plans(
+            "gemm.cu", _DENSE, dtype
+        )
     found = _plans(f"gemm_wide_{dtype}.cu", _WIDE + _SPLIT, dtype) if device_class in WGMMA else []
     thin = (
         _THIN
@@ -222,7 +246,7 @@ def plans(kind: str, dtype: str, device_class: str) -> list[Plan]:
 def microseconds(problem: Problem, plan: Plan) -> float:
     """What `plan` would take for `problem` on an H100."""
     cost, full, problems = plan.cost_of(routed=problem.routed), problem.rows_each, problem.problems
-    tiles: float = ceil(full / plan.rows)
+    tiles: float = ceil(full / plan.rows / plan.cluster) * plan.cluster
     if problem.routed:  # problems differ, and the larger count
         full, problems = full * 4 / 3, min(problems, problem.rows)
         whole, left = divmod(full, plan.rows)
@@ -232,6 +256,10 @@ def microseconds(problem: Problem, plan: Plan) -> float:
     each = cost.each + cost.row * (min(columns, plan.rows) - 1)
     k = problem.K / 4096 * (cost.uneven if problem.K % 512 else 1)
     return cost.launch + max(k * max(cost.least, cost.alone + each * blocks), problem.floor)
+
+
+def _map(tensor: torch.Tensor, box: int) -> TensorMap:
+    return TensorMap(tensor.reshape(-1, tensor.shape[-1]), box)
 
 
 def _plans(source: str, tiles: Tiles, dtype: str) -> list[Plan]:

@@ -141,8 +141,8 @@ def gemm_persistent(
 ) -> torch.Tensor:
     """Y (M, N) = x W^T (+ bias) from a weight dequantised beforehand; the bits of `gemm` and `gemm_bias`.
 
-    path as in `gemm`, "small" or "tile". Raises UserError for a weight that was released or made for another dtype,
-    else as `gemm`.
+    path as in `gemm`: "small", "narrow", "tile", on Hopper also "wide_256x128" and other ones. Raises UserError for a
+    weight that was released or made for another dtype, else as `gemm`.
     """
     device = device_of(x, device, "x")
     if not isinstance(weight, PersistentWeight):
@@ -170,7 +170,7 @@ def dense(
     """Y (M, N) = x w^T (+ bias) for an unquantised w (N, K) of x's dtype, in the same order of sums; K % 32 == 0.
 
     scales (N, K/32) uint8, if given, multiply each block of 32 products (fp16) or are part of w already (bf16: None).
-    path as in `gemm`, "small" or "tile". Raises as `gemm`.
+    path as in `gemm_persistent`. Raises as `gemm`.
     """
     device = device_of(x, device, "x")
     check_tensor(w, "w")
@@ -247,6 +247,6 @@ def multiply(
     plan = named(path, problem, device.device_class) if path else choose(problem, device.device_class)
     device.launch(
         plan.source, plan.kernel, problem.blocks(plan), (plan.threads,),
-        y, x, w, scales, bias, offsets, *plan.maps(x, rows), entries,
+        y, x, w, scales, bias, offsets, *plan.maps(x, w, rows), entries,
         problems, M, x_step, fan, N, K, form, *(gated or (0.0, 0.0)),
     )  # fmt: skip

@@ -121,6 +121,19 @@ GEMM_PERSISTENT = (
         for dtype in ("bf16", "fp16")
     ),
 )
+GEMM_PERSISTENT += tuple(  # more chunks than are brought at once, a cluster's two blocks, two pieces of 128 features
+    Case(
+        "gemm_persistent",
+        (140, 150, 672),
+        regime=regime,
+        dtype=dtype,
+        options=("bias", "fp32", f"path={plan.path}"),
+    )
+    for dtype in ("bf16", "fp16")
+    for plan in dispatch.plans("dense", dtype, "sm_90")
+    if plan.maps_weights
+    for regime in ("normal", "nan")
+)
 DENSE = tuple(
     Case("dense", shape, regime=regime, dtype=dtype, options=options)
     for shape, options in (((3, 33, 64), ("fp32",)), ((66, 40, 160), ("bias",)), ((2, 128, 288), ("bias", "fp32")))

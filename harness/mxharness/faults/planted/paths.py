@@ -59,6 +59,24 @@ FAULTS: tuple[Fault, ...] = (
         pattern="features 32 to 63",
     ),
     Fault(
+        name="piece-brought-twice",
+        seen_in="generic: a box's coordinate that does not move with its place",
+        symptom="features from 128 on are those before them: the copy engine is asked for the first rows again",
+        change=KernelChange("dense_wide.cuh", "first_feature + h % MB * PIECE_ROWS, c", "first_feature, c"),
+        op="gemm_persistent",
+        detector="bound",
+    ),
+    Fault(
+        name="scale-of-the-chunk's-first-block",
+        seen_in="generic: four scales read as one word",
+        symptom="every block of 128 k takes the scale of the first 32",
+        change=KernelChange(
+            "dense_wide.cuh", "decode_scale(now.words[i] >> 8 * span & 0xff)", "decode_scale(now.words[i] & 0xff)"
+        ),
+        op="gemm_persistent",
+        detector="bound",
+    ),
+    Fault(
         name="warpgroups-share-their-features",
         seen_in="triton-lang/triton PR 9029",
         symptom="wrong from the second warpgroup on: its place in the tile is that of the first",

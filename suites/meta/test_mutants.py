@@ -114,12 +114,13 @@ def test_a_sample_is_spread_and_repeats():
 def test_a_file_reaches_what_launches_from_it():
     assert shipped().included("moe.cu") == {"moe.cu", "convert.cuh", "math.cuh", "stream.cuh", "warp.cuh"}
     assert set(units(shipped(), "warp.cuh")) == {
-        *("attention.cu", "attention_many.cu", "attention_wide.cu", "gemm.cu", *GATED),
+        *("attention.cu", "attention_many.cu", "attention_wide.cu", "dense_wide.cu", "gemm.cu", *GATED),
         *("kv_cache.cu", "lm_head.cu", "moe.cu", "norm.cu", "quantize.cu"),
     }
     assert launches("moe_forward", "host") == {"moe.cu", "gemm.cu", *GATED, "ffn.cu"}
     assert launches("quantize", "host") == {"quantize.cu"}
     assert launches("gemm", "host") == {"gemm.cu", *GATED}  # by cases that name a path
+    assert launches("gemm_persistent", "host") == {"dequant.cu", "dense_wide.cu", "gemm.cu"}
 
 
 CODES = "const int count = min(COUNT, left);"

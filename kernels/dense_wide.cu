@@ -5,7 +5,7 @@
 
 using Bytes = const std::uint8_t*;
 extern "C" __device__ const unsigned dense_wide_256x128_bf16_shared = sizeof(DenseShared<2, 128>);
-extern "C" __global__ void __cluster_dims__(1, 2, 1) __launch_bounds__(DENSE_THREADS, 1)
+extern "C" __global__ void CLUSTER_OF(2) __launch_bounds__(DENSE_THREADS, 1)
     dense_wide_256x128_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias, const int* offsets,
     const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_w, const int* entries, int problems, int M, int x_step,
     int fan, int N, int K, int form, float alpha, float limit) {
@@ -13,7 +13,7 @@ extern "C" __global__ void __cluster_dims__(1, 2, 1) __launch_bounds__(DENSE_THR
                                     {offsets, entries, problems, M, x_step, fan}, of_x, of_w);
 }
 extern "C" __device__ const unsigned dense_wide_128x128_bf16_shared = sizeof(DenseShared<1, 128>);
-extern "C" __global__ void __cluster_dims__(1, 2, 1) __launch_bounds__(DENSE_THREADS, 1)
+extern "C" __global__ void CLUSTER_OF(2) __launch_bounds__(DENSE_THREADS, 1)
     dense_wide_128x128_bf16(void* y, const __nv_bfloat16* x, const __nv_bfloat16* w, Bytes scales, const float* bias, const int* offsets,
     const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_w, const int* entries, int problems, int M, int x_step,
     int fan, int N, int K, int form, float alpha, float limit) {
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(DENSE_THREADS, 1)
                                     {offsets, entries, problems, M, x_step, fan}, of_x, of_w);
 }
 extern "C" __device__ const unsigned dense_wide_128x128_fp16_shared = sizeof(DenseShared<1, 128>);
-extern "C" __global__ void __cluster_dims__(1, 2, 1) __launch_bounds__(DENSE_THREADS, 1)
+extern "C" __global__ void CLUSTER_OF(2) __launch_bounds__(DENSE_THREADS, 1)
     dense_wide_128x128_fp16(void* y, const __half* x, const __half* w, Bytes scales, const float* bias, const int* offsets,
     const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_w, const int* entries, int problems, int M, int x_step,
     int fan, int N, int K, int form, float alpha, float limit) {

@@ -186,6 +186,8 @@ __device__ inline void await(Meeting& meeting, int time) {
 
 __device__ inline void meet() {}
 
+// Of a kernel whose neighbouring blockIdx.y form clusters of so many blocks.
+#define CLUSTER_OF(blocks) __cluster_dims__(1, blocks, 1)
 // This block's number in its cluster, whose blocks can arrive at each other's meetings and have bytes brought to each other.
 __device__ inline int cluster_rank() {
     int rank;
@@ -238,6 +240,7 @@ __device__ inline void arrive(Meeting&) {}
 __device__ inline void await(Meeting&, int) {}
 __device__ inline void meet() {}
 __device__ inline void publish_shared() {}
+#define CLUSTER_OF(blocks)
 __device__ inline void publish_meetings() {}
 template <int BLOCKS> __device__ inline void meet_cluster() {}
 template <int BLOCKS> __device__ inline void arrive_everywhere(Meeting&) {}

@@ -149,7 +149,6 @@ template <class... Parameters, void (*kernel)(Parameters...)> struct Entry<kerne
 #undef __restrict__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define threadIdx (cpu::self->thread_index)
 #define blockIdx (cpu::self->block_index)
 #define blockDim (cpu::self->block_size)

@@ -159,6 +159,7 @@ inline void arrive(Meeting&) {}
 inline void await(Meeting&, int) {}
 inline void meet() { __syncthreads(); }
 inline void publish_shared() {}
+#define CLUSTER_OF(blocks)
 inline void publish_meetings() {}
 template <int BLOCKS> inline void meet_cluster() { __syncthreads(); }
 template <int BLOCKS> inline void arrive_everywhere(Meeting&) {}

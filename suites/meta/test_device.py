@@ -76,7 +76,7 @@ def test_compile_error_is_one_sentence():
 def test_replacing_what_is_not_there_once_is_an_error():
     with pytest.raises(UserError, match=r"occurs 0 times in kernels/gemm.cu, it must occur once"):
         shipped().replaced("gemm.cu", "no such text", "")
-    with pytest.raises(UserError, match=r"no kernel file 'nothing.cu'; there are .*convert.cuh, dequant.cu, "):
+    with pytest.raises(UserError, match=r"no kernel file 'nothing.cu'; there are .*convert.cuh, dense_wide.cu, "):
         shipped().replaced("nothing.cu", "", "")
 
 

@@ -36,7 +36,7 @@ def importers(name):
 
 def test_every_kernel_file_is_an_operator_and_every_operator_a_module():
     # For other numbers of rows, launched by the operators of attention.cu and gemm.cu.
-    also = {"attention_many.cu", "attention_wide.cu", *GATED}
+    also = {"attention_many.cu", "attention_wide.cu", "dense_wide.cu", *GATED}
     assert {op.source for op in OPS} | also == set(shipped().names())
     for op in OPS:
         assert f"ops/{op.family}.py" in modules()

@@ -18,7 +18,7 @@ from filelock import FileLock
 from mxharness import paths
 from mxharness.errors import UserError
 
-_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__(?:cluster_dims|launch_bounds)__\([^;{]*?\)\s+)*(\w+)\(')
+_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:(?:CLUSTER_OF|__launch_bounds__)\([^;{]*?\)\s+)*(\w+)\(')
 _INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 _PARAMETER = re.compile(r"[\s*&](\w+)\s*$")
 
